@@ -1,0 +1,179 @@
+"""Each event as one plain line: for pipes, build logs and `deployer events`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from deployer.cli.output import Glyphs, clean
+from deployer.units import format_duration
+from deployer.wire.schema import Event
+
+KIND_WORDS = {
+    "deploy": "deploying",
+    "rollback": "rolling back",
+    "restart": "restarting",
+    "scale": "scaling",
+}
+Fields = dict[str, Any]
+
+
+def stamp(ts: float, *, millis: bool = True) -> str:
+    """Local time of day, as in 12:00:01.204."""
+    clock = time.strftime("%H:%M:%S", time.localtime(ts))
+    return f"{clock}.{int(ts * 1000) % 1000:03d}" if millis else clock
+
+
+def timestamped(event: Event, glyphs: Glyphs) -> str:
+    text = describe(event, glyphs)
+    lines = text.split("\n") if event.event in ("hook.output", "release.progress") else [text]
+    return "\n".join(f"{stamp(event.ts)} {clean(line)}" for line in lines)
+
+
+def describe(event: Event, glyphs: Glyphs) -> str:
+    """What happened, in words (a hook's output in several lines); what this version does not know, with all fields."""
+    handle = _LINES.get(event.event)
+    if handle is None:
+        fields = " ".join(f"{key}={value}" for key, value in event.data.items())
+        return f"{event.event} {fields}".rstrip()
+    return handle(event.data, glyphs)
+
+
+def who_slot(data: Fields) -> str:
+    slot = data.get("slot")
+    return "preflight" if slot == 0 else f"slot {slot}"
+
+
+def seconds(data: Fields) -> str:
+    value = data.get("seconds")
+    return "" if value is None else format_duration(value)
+
+
+# Private: one function an event.
+
+
+def _started(data: Fields, glyphs: Glyphs) -> str:
+    word = KIND_WORDS.get(data.get("kind", ""), data.get("kind", ""))
+    change = release_change(data.get("previous"), data.get("release"), glyphs)
+    slots = len(data.get("slots") or [])
+    parts = [word, change, f"({slots} slot{'' if slots == 1 else 's'})", f"by {data.get('who')}"]
+    if data.get("message"):
+        parts.append(f'"{data["message"]}"')
+    return " ".join(part for part in parts if part)
+
+
+def _queued(data: Fields, glyphs: Glyphs) -> str:
+    behind = f" behind {data['behind']}" if data.get("behind") else ""
+    return f"queued{behind}: place {data.get('place')}"
+
+
+def release_change(previous: str | None, release: str | None, glyphs: Glyphs) -> str:
+    """v6 -> v7; only what is known of it."""
+    if previous and release and previous != release:
+        return f"{previous} {glyphs.arrow} {release}"
+    return release or (f"from {previous}" if previous else "")
+
+
+def _progress(data: Fields, glyphs: Glyphs) -> str:
+    """A build tells what it printed several lines at a time."""
+    return "\n".join(f"stage: {line}" for line in str(data.get("text")).split("\n"))
+
+
+def _staged(data: Fields, glyphs: Glyphs) -> str:
+    parts = [f"staged {data.get('release')}"]
+    if data.get("commit"):
+        parts.append(data["commit"][:7])
+    if data.get("subject"):
+        parts.append(f'"{data["subject"]}"')
+    if data.get("files") is not None:
+        parts.append(f"({data['files']} files)")
+    return " ".join([*parts, seconds(data)]).rstrip()
+
+
+def _preflight_passed(data: Fields, glyphs: Glyphs) -> str:
+    checks = ", ".join(data.get("checks") or [])
+    return f"preflight passed {seconds(data)}".rstrip() + (f": {checks}" if checks else "")
+
+
+def _worker(what: str) -> Callable[[Fields, Glyphs], str]:
+    def line(data: Fields, glyphs: Glyphs) -> str:
+        text = f"{who_slot(data)}: {data.get('release')} pid {data.get('pid')} {what} {seconds(data)}"
+        return text.rstrip()
+
+    return line
+
+
+def _exited(data: Fields, glyphs: Glyphs) -> str:
+    worker = f"{who_slot(data)}: {data.get('release')} pid {data.get('pid')}"
+    if data.get("expected", True):
+        return f"{worker} stopped ({data.get('text')}) {seconds(data)}".rstrip()
+    after = f" after {seconds(data)}" if data.get("seconds") is not None else ""
+    return f"{worker} died: {data.get('text')}{after}"
+
+
+def _moved(data: Fields, glyphs: Glyphs) -> str:
+    old, new = data.get("old_pid"), data.get("new_pid")
+    text = f"{who_slot(data)}: "
+    if new is None:
+        text += f"pid {old} is gone, the slot is closed"
+    elif old is None:
+        text += f"{data.get('release')} pid {new} serves"
+    else:
+        text += f"pid {old} {glyphs.arrow} {new}, {data.get('release')} serves"
+    return f"{text} {seconds(data)}".rstrip()
+
+
+def _failed(data: Fields, glyphs: Glyphs) -> str:
+    cause = f": {data['cause']}" if data.get("cause") else ""
+    return f"failed: {data.get('what')}{cause}"
+
+
+def _hook_started(data: Fields, glyphs: Glyphs) -> str:
+    return f"{data.get('stage')}: {data.get('hook')} started (pid {data.get('pid')})"
+
+
+def _hook_output(data: Fields, glyphs: Glyphs) -> str:
+    """A line for each that the hook printed."""
+    return "\n".join(f"{data.get('stage')} | {line}" for line in data.get("lines") or [])
+
+
+def _hook_finished(data: Fields, glyphs: Glyphs) -> str:
+    word = "failed" if data.get("failure") else "done"
+    code = f" (exit {data['exit']})" if data.get("failure") and data.get("exit") is not None else ""
+    return f"{data.get('stage')}: {data.get('hook')} {word}{code} {seconds(data)}".rstrip()
+
+
+def _finished(data: Fields, glyphs: Glyphs) -> str:
+    serving = f", {data['serving']} serves" if data.get("serving") else ""
+    reason = f" ({data['reason']})" if data.get("reason") else ""
+    return f"finished: {data.get('outcome')}{reason}{serving} {seconds(data)}".rstrip()
+
+
+def _manager_started(data: Fields, glyphs: Glyphs) -> str:
+    resumed = f", goes on with rollout {data['resumed']}" if data.get("resumed") else ""
+    return f"manager pid {data.get('pid')} started, {data.get('adopted', 0)} workers adopted{resumed}"
+
+
+_LINES: dict[str, Callable[[Fields, Glyphs], str]] = {
+    "rollout.queued": _queued,
+    "rollout.started": _started,
+    "rollout.phase": lambda data, _: f"phase: {data.get('phase')}",
+    "release.progress": _progress,
+    "release.staged": _staged,
+    "preflight.passed": _preflight_passed,
+    "soak.started": lambda data, _: f"soak: the canary has to live {seconds(data)}",
+    "worker.starting": _worker("starting"),
+    "worker.ready": _worker("ready"),
+    "worker.draining": _worker("draining"),
+    "worker.exited": _exited,
+    "worker.unhealthy": lambda data, _: f"{who_slot(data)}: pid {data.get('pid')} is unhealthy: {data.get('cause')}",
+    "slot.moved": _moved,
+    "rollout.failed": _failed,
+    "hook.started": _hook_started,
+    "hook.output": _hook_output,
+    "hook.finished": _hook_finished,
+    "rollout.finished": _finished,
+    "manager.started": _manager_started,
+    "manager.stopped": lambda data, _: f"manager pid {data.get('pid')} stopped",
+}

@@ -1,0 +1,124 @@
+"""`deployer status`: what serves now, on one screen."""
+
+from __future__ import annotations
+
+import time
+
+from deployer.cli.lines import KIND_WORDS, release_change
+from deployer.cli.output import Output, clean, shorten, table
+from deployer.cli.session import Session
+from deployer.units import format_duration, format_size
+from deployer.wire.schema import LastExit, RolloutInfo, Status, WorkerInfo
+
+TAIL_LINES = 5
+WIDTH = 80
+"""The table fits the narrowest terminal people use; a pipe gets every line whole."""
+
+
+def run(session: Session) -> int:
+    """Show what serves now."""
+    out = session.out
+    status = session.client.status()
+    if out.style.json:
+        out.result_json(status)
+    elif out.style.quiet:
+        out.result(status.release or out.glyphs.dash)
+    else:
+        _print(status, out)
+    return 0
+
+
+def _print(status: Status, out: Output) -> None:
+    out.result(_cluster_line(status, out))
+    manager, keeper = status.manager, status.keeper
+    keeper_text = f"keeper pid {keeper.pid}" if keeper.pid is not None else "no keeper"
+    out.result(f"  manager pid {manager.pid} up {format_duration(manager.uptime_s)}, {keeper_text}")
+    if status.rollout is not None:
+        out.result(_rollout_line(status.rollout, out))
+    for waiting in status.queued:
+        text = f"  rollout {waiting.id}: {waiting.kind} waits its turn, place {waiting.place}, by {waiting.who}"
+        out.result(clean(text))
+    rows = [_row(worker, out) for worker in sorted(status.workers, key=lambda worker: worker.slot)]
+    head = ("SLOT", "PID", "RELEASE", "STATE", "UP", "RESTARTS", "CPU", "MEM", "LAST EXIT")
+    for line in table(head, rows, width=max(out.width, WIDTH) - 2 if out.stdout.isatty() else None):
+        out.result(f"  {line}")
+    _print_tails(status, out)
+    _print_warnings(status, out)
+
+
+def _cluster_line(status: Status, out: Output) -> str:
+    ready = sum(worker.state == "ready" for worker in status.workers)
+    if status.release is None:
+        sign, word, colour = out.glyphs.idle, "nothing deployed", None
+    elif ready >= status.count:
+        sign, word, colour = out.glyphs.dot, "healthy", "good"
+    else:
+        word = "degraded" if ready else "down"
+        sign, colour = (out.glyphs.warn, "warn") if ready else (out.glyphs.bad, "bad")
+    sign = out.paint(sign, colour, stream=out.stdout)
+    listen = " ".join(status.listen)
+    release = f"  {status.release}" if status.release else ""
+    return clean_tail(f"{sign} {status.app} {word}", f"{release}  {ready}/{status.count} ready  {listen}")
+
+
+def clean_tail(head: str, tail: str) -> str:
+    """`head` has our own colours, which `clean` would take for the worker's."""
+    return f"{head}{clean(tail)}".rstrip()
+
+
+def _rollout_line(rollout: RolloutInfo, out: Output) -> str:
+    word = KIND_WORDS.get(rollout.kind, rollout.kind)
+    change = release_change(rollout.previous, rollout.release, out.glyphs)
+    for_ = format_duration(max(0.0, time.time() - rollout.started_at))
+    text = f"  rollout {rollout.id}: {word} {change}, {rollout.phase}, by {rollout.who}, for {for_}"
+    return clean(text)
+
+
+def _row(worker: WorkerInfo, out: Output) -> tuple[str, ...]:
+    dash = out.glyphs.dash
+    running = worker.pid is not None
+    return (
+        str(worker.slot),
+        str(worker.pid) if running else dash,
+        worker.release or dash,
+        worker.state,
+        format_duration(worker.uptime_s) if running else dash,
+        str(worker.restarts),
+        f"{worker.cpu_percent:.{0 if worker.cpu_percent >= 10 else 1}f}%" if running else dash,
+        format_size(worker.rss_bytes) if running else dash,
+        _last_exit(worker.last_exit) or dash,
+    )
+
+
+def _last_exit(last: LastExit | None) -> str:
+    if last is None:
+        return ""
+    if last.signal:
+        return last.signal
+    return f"exit {last.code}" if last.code is not None else last.text
+
+
+def _print_tails(status: Status, out: Output) -> None:
+    """The last words of each slot's last dead worker; of those that serve again only under --verbose."""
+    for worker in status.workers:
+        last = worker.last_exit
+        if last is None or not (out.style.verbose or worker.state != "ready"):
+            continue
+        ago = format_duration(max(0.0, time.time() - last.at))
+        out.result(f"  slot {worker.slot}: {last.release} pid {last.pid} {clean(last.text)} {ago} ago")
+        width = out.width if out.stdout.isatty() else None
+        for line in last.tail[-TAIL_LINES:]:
+            out.result(shorten(f"  {out.glyphs.bar} {clean(line)}".rstrip(), width))
+
+
+def _print_warnings(status: Status, out: Output) -> None:
+    if status.keeper.pid is None:
+        out.note("warning: the keeper is gone: nothing restarts the manager if it dies")
+        out.note("hint: deployer up")
+    if status.rollout is not None and status.rollout.phase == "held":
+        out.note("warning: the failed rollout is held for inspection; the slots run a mix of releases")
+        out.note("hint: deployer deploy --abort")
+    elif status.rollout is not None:
+        out.note("hint: deployer follow")
+    elif status.release is None:
+        out.note("hint: deployer deploy")

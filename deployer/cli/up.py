@@ -1,0 +1,106 @@
+"""`deployer up`: the cluster runs afterwards, and serves a release if there is anything to serve."""
+
+from __future__ import annotations
+
+import os
+from time import monotonic, sleep
+from typing import Annotated
+
+import typer
+
+from deployer.cli.session import Session
+from deployer.cli.watching import watch
+from deployer.client.account import read_state
+from deployer.client.client import Client, problem_error
+from deployer.config.load import load
+from deployer.errors import DeployerError, Exit, UnavailableError
+from deployer.launch import foreground as run_in_foreground
+from deployer.launch import launch
+from deployer.paths import Layout
+from deployer.wire.schema import DeployRequest, Problem, RolloutInfo, Status
+
+START_LIMIT_S = 30.0
+POLL_S = 0.02
+PROBE_S = 1.0
+
+
+def run(
+    session: Session,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay in front: for systemd and containers.")
+    ] = False,
+    no_deploy: Annotated[bool, typer.Option("--no-deploy", help="Only start, whatever there is to deploy.")] = False,
+) -> int:
+    """Start the cluster, and deploy when there is no release yet.
+
+    What runs already is left alone. Without a release the configured [source] is deployed, and the exit
+    code is that deploy's.
+    """
+    loaded = load(session.file)
+    if foreground:
+        run_in_foreground(loaded, deploy=not no_deploy)
+        raise AssertionError("foreground() replaces this process")
+    started = "already up" if _answers(session.client) else "up"
+    # Also where the manager answers: its keeper may be gone, which `launch` repairs.
+    status = wait_until_ready(session.client, launch(loaded))
+    if status.release is None and not no_deploy:
+        session.out.note(f"{status.app} is {started}, manager pid {status.manager.pid}")
+        return watch(session, _first_deploy(session, status))
+    if session.out.style.json:
+        session.out.result_json(status)
+    else:
+        serves = f", {status.release} is live" if status.release else ", nothing is deployed"
+        session.out.result(f"{status.app} is {started}{serves} (manager pid {status.manager.pid})")
+    return 0
+
+
+def _first_deploy(session: Session, status: Status) -> RolloutInfo:
+    """The deploy that runs already (of another `up`, or from before the manager died), or a new one."""
+    if status.rollout is not None:
+        return status.rollout
+    try:
+        return session.client.deploy(DeployRequest(who=session.who))
+    except DeployerError as error:
+        # Two `up` at once: the other one was faster, and both may watch the one deploy.
+        running = session.client.status().rollout if error.exit_code == Exit.BUSY else None
+        if running is None:
+            raise
+        return running
+
+
+def wait_until_ready(client: Client, token: str, limit: float = START_LIMIT_S) -> Status:
+    """Status once the manager answers. Its own account of why it cannot start is the error to show.
+
+    A manager.json without our token is what an earlier start left behind.
+    """
+    give_up = monotonic() + limit
+    client = Client(client.layout, timeout=PROBE_S)  # the socket outlives a manager that fails: ask again soon
+    while True:
+        state = read_state(client.layout)
+        if state is not None and state.token == token:
+            if state.state == "failed":
+                raise problem_error(state.problem or Problem(what="the manager cannot start"))
+            if state.state == "ready":
+                try:
+                    return client.status()
+                except UnavailableError:
+                    pass  # it died since it wrote that: its keeper starts another one
+        if monotonic() >= give_up:
+            raise _never_ready(client.layout, limit)
+        sleep(POLL_S)
+
+
+def _answers(client: Client) -> bool:
+    try:
+        Client(client.layout, timeout=PROBE_S).status()
+    except UnavailableError:
+        return False
+    return True
+
+
+def _never_ready(layout: Layout, limit: float) -> UnavailableError:
+    return UnavailableError(
+        f"the supervisor was started and is not ready after {limit:.0f}s",
+        cause=f"its own log: {layout.own_log}",
+        hint=f"tail -n 20 {os.path.relpath(layout.own_log)}",
+    )

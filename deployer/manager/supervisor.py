@@ -1,0 +1,210 @@
+"""Keeps every slot running what it should: hears of workers, decides by `reconcile.plan`, acts through the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from deployer.clock import uptime
+from deployer.health.probe import Answer
+from deployer.manager import observe, verdict
+from deployer.manager.reconcile import Seen, backoff, plan
+from deployer.releases.catalog import Catalog
+from deployer.rollout.events import AnyFact, Failure, NewFailed, OldFailed
+from deployer.rollout.machine import PAST_TURNING, Phase, Rollout, Step, Want, wants
+from deployer.state.store import Store
+from deployer.workers.pool import Pool
+from deployer.workers.worker import Listener, State, Worker
+
+YOUNG_S = 10.0  # a worker that dies before this age counts towards back-off
+STRAY = -1  # generation of workers that run but are in no record: looked at, and ended, once all slots serve
+RESTORE_TRIES = 3  # how often the old release may fail to come up in a slot before a person is asked
+
+log = structlog.get_logger()
+
+
+class Supervisor:
+    """What runs. The driver sets `rollout` and hears facts through `on_fact`; nobody else changes workers."""
+
+    def __init__(self, *, store: Store, catalog: Catalog, pool: Pool, listeners: Sequence[Listener]) -> None:
+        self.rollout: Rollout | None = None
+        self.on_fact: Callable[[AnyFact], None] = lambda fact: None
+        self.stopping = False
+        self._store, self._catalog, self._pool = store, catalog, pool
+        self._listeners = tuple(listeners)
+        self._early_deaths: dict[tuple[int, int], int] = {}
+        self._not_before: dict[tuple[int, int], float] = {}
+        self._wake: asyncio.TimerHandle | None = None
+        self._scheduled = False
+        pool.on_ready = lambda worker: self.wake()
+        pool.on_never_ready = self._on_never_ready
+        pool.on_exit = self._on_exit
+
+    # What should run
+
+    @property
+    def count(self) -> int:
+        return int(self._store.get("count", 0))
+
+    @property
+    def promoted(self) -> int | None:
+        """The generation that slots run when no rollout says otherwise."""
+        found: int | None = self._store.get("promoted")
+        return found
+
+    def release_of(self, generation: int) -> str:
+        row = self._store.row("SELECT json_extract(state, '$.release') AS name FROM rollouts WHERE id = ?", generation)
+        if row is None:
+            raise LookupError(f"no rollout {generation}")
+        return str(row["name"])
+
+    def wants(self) -> dict[int, tuple[Want, ...]]:
+        promoted = self.promoted
+        desired: dict[int, tuple[Want, ...]] = {}
+        if promoted is not None:
+            desired = dict.fromkeys(range(1, self.count + 1), (Want(promoted, True),))
+        return desired if self.rollout is None else desired | wants(self.rollout)
+
+    def live(self) -> list[Seen]:
+        """Workers in slots that are not on their way out."""
+        seen = [
+            Seen(w.id, w.slot, w.generation, ready=w.state is State.READY, condemned=bool(w.condemned or w.failure))
+            for w in self._pool.workers.values()
+            if w.slot and w.state is not State.DRAINING and w.exit is None
+        ]
+        ready = {worker.slot for worker in seen if worker.ready and worker.generation != STRAY}
+        covered = self.promoted is not None and ready >= set(range(1, self.count + 1))
+        return [worker for worker in seen if covered or worker.generation != STRAY]
+
+    # Reconciling
+
+    def wake(self) -> None:
+        """Look again soon; many calls at once are one look."""
+        if not self._scheduled and not self.stopping:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._reconcile)
+
+    def _reconcile(self) -> None:
+        self._scheduled = False
+        if self.stopping:
+            return
+        while self.rollout is not None and (seen := observe.fact(self.rollout, self.live())) is not None:
+            self.on_fact(seen)
+        todo = plan(self.wants(), self.live(), self._not_before, time.monotonic())
+        planned_for = self.rollout
+        for slot, generation in todo.spawn:
+            self._spawn(slot, generation)
+            if self.rollout is not planned_for:
+                return  # it could not be started, which turned the rollout back: a new look is due
+        for number in todo.retire:
+            self._pool.retire(self._pool.workers[number])
+        self._wake_at(todo.wake_at)
+
+    def _spawn(self, slot: int, generation: int) -> None:
+        try:
+            release = self._catalog.release(self.release_of(generation))
+            self._pool.spawn(slot, generation, release, self._listeners)
+        except OSError as error:
+            log.error("worker.spawn_failed", slot=slot, error=str(error))
+            if self._decides(slot, generation):
+                what = f"worker {slot} of {self.release_of(generation)} cannot be started"
+                self._tell_failed(
+                    NewFailed(slot=slot, failure=Failure(reason="spawn", what=what, cause=str(error), slot=slot))
+                )
+                return
+            self._count_early_death(slot, generation)
+            self._not_before[slot, generation] = time.monotonic() + max(0.5, backoff(self._deaths(slot, generation)))
+            self.wake()
+
+    def _wake_at(self, at: float | None) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        if at is not None:
+            self._wake = asyncio.get_running_loop().call_later(max(0.0, at - time.monotonic()), self.wake)
+
+    # Hearing
+
+    def _on_exit(self, worker: Worker) -> None:
+        if worker.slot and worker.state is not State.DRAINING and not self.stopping:
+            self._died(worker)
+        self.wake()
+
+    def _died(self, worker: Worker) -> None:
+        log.warning("worker.died", slot=worker.slot, pid=worker.pid, release=worker.release.name, exit=worker.exit)
+        if self._is_candidate(worker):
+            self._tell_failed(NewFailed(slot=worker.slot, failure=verdict.failure_of_exit(worker)))
+            return
+        self._store.count_exit(worker.slot, verdict.last_exit(worker))
+        if uptime() - worker.spawned_at < YOUNG_S:
+            self._count_early_death(worker.slot, worker.generation)
+        else:
+            self._early_deaths.pop((worker.slot, worker.generation), None)
+        self._restore_failed(worker, verdict.failure_of_exit(worker))
+
+    def _on_never_ready(self, worker: Worker, failure: Failure) -> None:
+        if not worker.slot:
+            return  # the preflight looks after its own
+        log.warning("worker.never_ready", slot=worker.slot, pid=worker.pid, release=worker.release.name)
+        if self._is_candidate(worker):
+            self._tell_failed(NewFailed(slot=worker.slot, failure=failure))
+        else:
+            self._count_early_death(worker.slot, worker.generation)
+            self._pool.retire(worker)
+            self._restore_failed(worker, failure)
+        self.wake()
+
+    def condemn(self, worker: Worker, answer: Answer) -> None:
+        """A live health check failed for good: replace the worker, or halt the rollout that brought it."""
+        if worker.condemned is not None:
+            return  # it is known, and on its way out or held for inspection
+        failure = verdict.failure_of_health(worker, answer)
+        worker.condemned = failure.cause or failure.what
+        if self._is_candidate(worker):
+            self._tell_failed(NewFailed(slot=worker.slot, failure=failure))
+        else:
+            self._store.emit("worker.unhealthy", slot=worker.slot, pid=worker.pid, cause=failure.cause)
+        self.wake()
+
+    def _is_candidate(self, worker: Worker) -> bool:
+        """Does the worker stand for the release that is being rolled out?"""
+        return self._decides(worker.slot, worker.generation)
+
+    def _decides(self, slot: int, generation: int) -> bool:
+        """Is what becomes of such a worker for the rollout to judge? Past turning back it is ordinary supervision."""
+        rollout = self.rollout
+        return (
+            rollout is not None
+            and generation == rollout.target
+            and slot in rollout.slots
+            and rollout.phase not in PAST_TURNING
+        )
+
+    def _tell_failed(self, fact: NewFailed) -> None:
+        rollout = self.rollout
+        if rollout is not None and rollout.phase in _HEAR_FAILURE:
+            self.on_fact(fact)
+
+    def _restore_failed(self, worker: Worker, failure: Failure) -> None:
+        """While reverting: the old release fails in a slot that needs it again."""
+        rollout = self.rollout
+        if rollout is None or rollout.phase is not Phase.REVERTING or worker.generation != rollout.previous:
+            return
+        restoring = rollout.slots.get(worker.slot) is Step.RESTORING
+        if restoring and self._deaths(worker.slot, worker.generation) >= RESTORE_TRIES:
+            self.on_fact(OldFailed(slot=worker.slot, failure=failure))
+
+    # Back-off
+
+    def _deaths(self, slot: int, generation: int) -> int:
+        return self._early_deaths.get((slot, generation), 0)
+
+    def _count_early_death(self, slot: int, generation: int) -> None:
+        deaths = self._early_deaths[slot, generation] = self._deaths(slot, generation) + 1
+        self._not_before[slot, generation] = time.monotonic() + backoff(deaths)
+
+
+_HEAR_FAILURE = (Phase.CANARY, Phase.SOAKING, Phase.ROLLING, Phase.REVERTING, Phase.HELD)

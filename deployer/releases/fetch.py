@@ -1,0 +1,86 @@
+"""Fills a new release from its source, sharing what did not change, and notes every file in the release's index."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from deployer.config.model import Config
+from deployer.paths import Layout
+from deployer.releases import links
+from deployer.releases.digest import Summary
+from deployer.releases.index import IndexWriter, place
+from deployer.releases.request import Artifact, Directory, Git, Package, StageRequest
+from deployer.releases.sources import directory
+from deployer.releases.sources.base import Origin, Progress
+from deployer.releases.sources.writer import TreeWriter
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What the source gave, before anything was built in it."""
+
+    origin: Origin
+    summary: Summary
+
+
+def fetch(request: StageRequest, layout: Layout, into: Path, progress: Progress) -> Fetched:
+    """Fill the empty directory `into`. Raises SourceError, and OSError for the disk."""
+    index = IndexWriter(place(layout.release(request.name)))
+    previous = _previous(request, layout)
+    try:
+        origin, summary = _fill(request, layout, into, index, previous, progress)
+        index.close()
+    except sqlite3.Error as error:
+        index.discard()
+        number = errno.ENOSPC if "full" in str(error) else errno.EIO
+        raise OSError(number, os.strerror(number), "the release's index") from error
+    except BaseException:
+        index.discard()
+        raise
+    finally:
+        previous.close()
+    return Fetched(origin, summary)
+
+
+def separate(config: Config, layout: Layout, name: str, tree: Path) -> None:
+    """Before anything writes into the tree: no file of it is another release's any more. `config` is the release's
+    own, known only now; the host's has been looked at before the fetch."""
+    if links.may_write(config, layout.root, tree):
+        links.separate(tree, place(layout.release(name)))
+
+
+def _previous(request: StageRequest, layout: Layout) -> links.Previous:
+    host = request.host_config
+    release = links.newest(layout.releases, layout.current, request.name) if host.source.link else None
+    may_link = not links.may_write(host, layout.root)
+    return links.Previous(release, may_link=may_link, shared=host.release.shared)
+
+
+def _fill(
+    request: StageRequest, layout: Layout, into: Path, index: IndexWriter, previous: links.Previous, progress: Progress
+) -> tuple[Origin, Summary]:
+    source, base = request.source, Path(request.directory)
+    if isinstance(source, Directory):
+        return directory.copy(source, base, layout.root, into, index, previous, progress)
+    writer = TreeWriter(into, index, previous)
+    if isinstance(source, Git):
+        # Imported here: GitPython takes 60 ms and looks for git, which a directory deploy does without.
+        from deployer.releases.sources import git
+
+        origin = git.export(source, base, layout, writer, progress)
+    elif isinstance(source, Artifact):
+        from deployer.releases.sources import artifact  # with tarfile, zipfile and ssl
+
+        return artifact.extract(source, base, layout, writer, progress)
+    else:
+        assert isinstance(source, Package)
+        from deployer.releases.sources import package
+
+        # A name that the next staging and the sweep remove, whatever became of this one.
+        aside = into.with_name(f"{into.name}.partial")
+        origin = package.install(source, aside, writer, progress)
+    return origin, writer.seal()

@@ -1,0 +1,126 @@
+"""[release] shared: what outlives a release lies in ROOT/shared, and each release has a link to it.
+
+The first release that ships such a path gives its content; after that ROOT/shared is the application's own, and
+nothing here ever writes to it again.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import secrets
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from deployer.config.model import Config
+from deployer.errors import SourceError
+from deployer.osutil.files import fsync_directory
+from deployer.releases import tree
+from deployer.releases.sources.base import shown
+
+
+def link(config: Config, partial: Path, shared: Path, tell: Callable[[str], None]) -> list[str]:
+    """Put the links into the release at `partial`; warnings, one for each path that it ships beside what is shared.
+
+    Raises SourceError when a path leaves the release, OSError.
+    """
+    if not config.release.shared:
+        return []
+    shared.mkdir(parents=True, exist_ok=True)
+    warnings = []
+    for text in config.release.shared:
+        warnings += _link_one(text, config, partial, shared, tell)
+    return warnings
+
+
+def _link_one(text: str, config: Config, partial: Path, shared: Path, tell: Callable[[str], None]) -> list[str]:
+    relative = os.path.normpath(text)
+    inside, outside = partial / relative, shared / relative
+    _make_parents(partial, relative)
+    outside.parent.mkdir(parents=True, exist_ok=True)
+    shipped, there = os.path.lexists(inside), os.path.lexists(outside)
+    warnings = []
+    if shipped and (there or inside.is_symlink()):
+        what = f"{outside} stays as it is" if there else "a link is not taken for its content"
+        warnings.append(f"the release ships {shown(relative)}, which is shared: {what}, the shipped one is left out")
+    elif shipped:
+        _seed(inside, outside, config)
+        tell(f"seeded {outside} from the release")
+    if not os.path.lexists(outside) and _is_directory(text):
+        outside.mkdir()
+        _give_away(outside, config)
+    if shipped:
+        _discard(inside)
+    # Relative: ROOT may be moved. Where nothing is shared yet, the first to write a file through the link makes it.
+    up = os.path.relpath(shared, partial.parent)
+    inside.symlink_to(os.path.join("../" * relative.count("/") + "..", up, relative))
+    return warnings
+
+
+def _is_directory(text: str) -> bool:
+    """Of a path that nobody has yet: "uploads" and "a.d/" are directories, "data.sqlite3" and ".env" will be files."""
+    return text.endswith("/") or "." not in os.path.basename(text)
+
+
+def _make_parents(partial: Path, relative: str) -> None:
+    """Directories above the link. A link among them would lead the replacement out of the release."""
+    path = partial
+    for part in relative.split("/")[:-1]:
+        path = path / part
+        if path.is_symlink() or (os.path.lexists(path) and not path.is_dir()):
+            kind = "a link" if path.is_symlink() else "a file"
+            raise SourceError(
+                f"cannot link the shared path {shown(relative)} into the release",
+                cause=f"{shown(str(path.relative_to(partial)))} is {kind} there",
+                hint="make it a directory in the source, or take the path out of `shared` in [release]",
+            )
+        path.mkdir(exist_ok=True)
+
+
+def _seed(inside: Path, outside: Path, config: Config) -> None:
+    """Copied, not moved: a file of the release may share its inode with an earlier one. It appears whole or not."""
+    aside = outside.with_name(f".{outside.name}.{secrets.token_hex(4)}.seed")
+    try:
+        if inside.is_dir():
+            shutil.copytree(inside, aside, symlinks=True)
+        else:
+            shutil.copy2(inside, aside)
+        _give_away(aside, config)
+        tree.sync(aside if aside.is_dir() else aside.parent, tree.FSYNC_FILES + 1)
+        aside.rename(outside)
+    except BaseException:
+        _discard(aside)
+        raise
+    fsync_directory(outside.parent)
+
+
+def _give_away(path: Path, config: Config) -> None:
+    """To the user that workers run as: when root deploys, they could not write there otherwise."""
+    user, group = config.worker.user, config.worker.group
+    if os.geteuid() != 0 or (user is None and group is None):
+        return
+    try:
+        known = pwd.getpwnam(user) if user else None
+        gid = grp.getgrnam(group).gr_gid if group else known.pw_gid if known else -1
+    except KeyError:
+        return  # the first worker says so, with the user's name
+    uid = known.pw_uid if known else -1
+    os.chown(path, uid, gid, follow_symlinks=False)
+    if path.is_dir() and not path.is_symlink():
+        for directory, directories, files in os.walk(path):
+            for name in (*directories, *files):
+                os.chown(os.path.join(directory, name), uid, gid, follow_symlinks=False)
+
+
+def _discard(path: Path) -> None:
+    try:
+        is_directory = stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    if is_directory:
+        tree.remove(path)
+    else:
+        path.unlink()

@@ -1,0 +1,91 @@
+"""Git LFS: a pointer is no file. Its content is fetched by git-lfs, or the deploy is refused with the files' names."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from deployer.errors import SourceError
+from deployer.releases.sources.base import shown
+from deployer.releases.sources.gitcommand import TRANSFER_TIMEOUT_S, GitFailedError
+from deployer.releases.sources.writer import Read
+
+if TYPE_CHECKING:
+    from deployer.releases.sources.gittree import Tree
+
+POINTER_MAX = 1024  # bytes; by git-lfs's own specification
+NAMED = 5
+
+_POINTER = re.compile(
+    rb"version https://git-lfs\.github\.com/spec/v1\n(?:[a-z0-9.-]+ [^\n]*\n)*?oid sha256:([0-9a-f]{64})\nsize (\d+)\n"
+)
+
+
+class Pointers:
+    """The pointers of one release: their contents when `wanted`, else their names for the refusal."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+        self._names: list[str] = []
+        self._count = 0
+        self._fetched: set[str] = set()
+
+    @contextmanager
+    def content(self, data: bytes, path: str, tree: Tree) -> Iterator[tuple[int, Read]]:
+        """Size and reader of what belongs at `path`: `data` itself, unless that is a pointer."""
+        match = _POINTER.match(data) if data.startswith(b"version ") else None
+        if match is None or not self._wanted:
+            if match is not None:
+                self._count += 1
+                if len(self._names) < NAMED:
+                    self._names.append(shown(path))
+            yield len(data), io.BytesIO(data).read
+            return
+        oid = match[1].decode()
+        place = tree.mirror.path / "lfs" / "objects" / oid[:2] / oid[2:4] / oid
+        if not place.is_file():
+            self._fetch(tree)
+        try:
+            with open(place, "rb") as file:
+                yield os.fstat(file.fileno()).st_size, file.read
+        except FileNotFoundError as error:
+            raise SourceError(
+                f"the LFS object of {shown(path)} cannot be had",
+                cause=f"git-lfs fetched no {oid[:12]} from {tree.remote.shown}",
+                hint="push it there: git lfs push --all origin",
+            ) from error
+
+    def refuse(self) -> None:
+        """Raises SourceError when a pointer would have been deployed in the place of its file."""
+        if not self._count:
+            return
+        more = f" and {self._count - len(self._names)} more" if self._count > len(self._names) else ""
+        raise SourceError(
+            "the commit holds Git LFS pointers in the place of files",
+            cause=", ".join(self._names) + more,
+            hint="write lfs = true in [source], or leave them out with `exclude`",
+        )
+
+    def _fetch(self, tree: Tree) -> None:
+        """All objects of the commit at once, into the mirror."""
+        if tree.commit in self._fetched:
+            return
+        if shutil.which("git-lfs") is None:
+            raise SourceError(
+                "git-lfs is not installed", cause="the source has lfs = true", hint="apt-get install git-lfs"
+            )
+        self._fetched.add(tree.commit)
+        arguments = ("-c", f"remote.origin.url={tree.remote.url}", "lfs", "fetch", "origin", tree.commit)
+        try:
+            tree.mirror.git.check(*arguments, timeout_s=TRANSFER_TIMEOUT_S)
+        except GitFailedError as error:
+            raise SourceError(
+                f"git-lfs cannot fetch the objects of {tree.commit[:9]} from {tree.remote.shown}",
+                cause=error.cause,
+                hint="git lfs env",
+            ) from error

@@ -1,0 +1,310 @@
+"""`python -m deployer.releases.stage`: makes one release, or leaves nothing behind.
+
+A process of its own because git and copying may hang, grow or have to be killed while the manager goes on. It reads a
+StageRequest from stdin and writes JSON lines (`request.StageLine`); the exit status is 0 or that of the Problem.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from deployer.config import environment, load
+from deployer.config.model import Config
+from deployer.errors import BuildError, ConfigError, DeployerError, DiskError, Exit, SourceError
+from deployer.osutil.files import fsync_directory
+from deployer.paths import Layout
+from deployer.releases import again, envs, manifest, packaged, process, python, shared, tree
+from deployer.releases.build import Build
+from deployer.releases.fetch import fetch, separate
+from deployer.releases.python import Environment
+from deployer.releases.request import Again, StageRequest, StageResult, decode_request
+from deployer.releases.room import check as check_room
+from deployer.releases.sourcediff import source_changes
+from deployer.units import format_size
+from deployer.wire.schema import Changes, Problem
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def main() -> int:
+    process.prepare_environment()
+    process.die_with_parent()
+    process.raise_on_stop()
+    try:
+        request = decode_request(sys.stdin.buffer.read())
+        if not process.parent_is(request.parent):
+            return Exit.TERMINATED
+        line = Staging(request).run()
+    except (DeployerError, msgspec.DecodeError, process.Cancelled) as error:
+        return _fail(_problem(error))
+    except Exception as error:
+        traceback.print_exc()  # a bug of ours: stderr goes to the manager's own log
+        return _fail(Problem(what=f"staging failed: {error!r}", exit=Exit.BUG, reason="bug"))
+    _write(line)
+    return Exit.OK
+
+
+class Staging:
+    """One release on its way from `.vN.partial` to `vN`."""
+
+    def __init__(self, request: StageRequest) -> None:
+        self._request = request
+        self._layout = Layout(Path(request.root))
+        self._partial = self._layout.partial(request.name)
+        self._release = self._layout.release(request.name)
+        self._started = time.monotonic()
+        self._wanted: Environment | None = None
+        self._named = False  # a build has given it its real name already
+
+    def run(self) -> bytes:
+        """The result's line, which the caller writes when all is on disk. Raises DeployerError, process.Cancelled;
+        neither the partial nor the release is then there."""
+        room = "unknown"
+        try:
+            self._layout.releases.mkdir(parents=True, exist_ok=True)
+            room = _free(self._layout.releases)
+            request = self._request
+            check_room(request, self._layout)
+            self._clear()
+            result = self._complete(self._make())
+            # Encoded before the commit: a result that cannot be told must not leave a release.
+            line = _encode_result(result)
+            if result.outcome == "staged" and not request.dry_run:
+                self._commit(result.files)
+            else:
+                process.ignore_stop()
+                tree.remove(self._partial)
+            return line
+        except OSError as error:
+            self._undo()
+            raise self._disk_error(error, room) from error
+        except BaseException:
+            self._undo()
+            raise
+
+    def _clear(self) -> None:
+        """Make way for the partial. A whole release of this name is somebody's: it is not touched."""
+        tree.abandon(self._layout, self._request.name)
+        if os.path.lexists(self._release):
+            raise SourceError(
+                f"release {self._request.name} exists already",
+                cause=f"{self._release} is there",
+                hint="deploy again: the next release gets the next number",
+            )
+        tree.remove(self._partial)
+        self._partial.mkdir(mode=0o755)
+
+    def _complete(self, result: StageResult) -> StageResult:
+        source = self._request.source
+        if self._request.dry_run:
+            return self._looked_at(result)
+        if result.outcome != "staged":
+            return result
+        return self._copied(source, result) if isinstance(source, Again) else self._build(result)
+
+    def _make(self) -> StageResult:
+        request = self._request
+        if isinstance(request.source, Again):
+            return self._renew(request.source)
+        fetched = fetch(request, self._layout, self._partial, _progress)
+        origin, summary = fetched.origin, fetched.summary
+        config = self._config()
+        separate(config, self._layout, request.name, self._partial)
+        env = environment.freeze(config, Path(request.directory))
+        wanted = self._wanted = python.plan(self._partial, config.build.python, self._layout.envs)
+        settings = _settings_digest(config, env, wanted.name if wanted else None)
+        unchanged = summary.digest == request.live_digest and request.live_settings in (None, settings)
+        if wanted is not None and not envs.is_whole(self._layout.envs, wanted.name):
+            unchanged = False  # somebody removed it: the live release's next worker would not start
+        return StageResult(
+            outcome="same" if unchanged and not request.force else "staged",
+            name=request.name,
+            source=_utf8(origin.description),
+            tree_digest=summary.digest,
+            settings_digest=settings,
+            commit=origin.commit,
+            subject=origin.subject,
+            author=origin.author,
+            ref=origin.ref,
+            files=summary.files,
+            bytes=summary.bytes,
+            config=config,
+            env=packaged.activate(env, self._partial, self._release),
+            seconds=round(time.monotonic() - self._started, 3),
+            environment=wanted.name if wanted is not None else None,
+            warnings=environment.readable_by_others(config, Path(request.directory)),
+        )
+
+    def _build(self, result: StageResult) -> StageResult:
+        """All that comes after the fetch, each in need of what stands before it; the manifest is the last file."""
+        layout, config = self._layout, result.config
+        warnings = [_utf8(text) for text in shared.link(config, self._partial, layout.shared, _progress)]
+        for text in warnings:
+            _progress(f"warning: {text}")
+        result = msgspec.structs.replace(result, warnings=[*result.warnings, *warnings])
+        build = Build(result.name, layout, config, env=result.env, environment=self._wanted, tell=_progress)
+        self._named = build.run()
+        manifest.write(result, self._wanted, self._release if self._named else self._partial)
+        return msgspec.structs.replace(result, seconds=round(time.monotonic() - self._started, 3))
+
+    def _renew(self, source: Again) -> StageResult:
+        """The live release with the environment as it is now."""
+        request = self._request
+        config, env = again.plan(request, source)
+        settings = _settings_digest(config, env, source.environment)
+        unchanged = source.tree_digest == request.live_digest and settings == request.live_settings
+        return StageResult(
+            outcome="same" if unchanged and not request.force else "staged",
+            name=request.name,
+            source=source.source,
+            tree_digest=source.tree_digest,
+            settings_digest=settings,
+            commit=source.commit,
+            subject=source.subject,
+            author=source.author,
+            ref=source.ref,
+            files=source.files,
+            bytes=source.bytes,
+            config=config,
+            env=packaged.activate(env, self._layout.release(source.release), self._release),
+            seconds=round(time.monotonic() - self._started, 3),
+            environment=source.environment,
+            warnings=environment.readable_by_others(config, Path(request.directory)),
+        )
+
+    def _copied(self, source: Again, result: StageResult) -> StageResult:
+        _progress(f"copying {source.release} as it was built")
+        again.copy(source, result, self._layout, self._partial)
+        return msgspec.structs.replace(result, seconds=round(time.monotonic() - self._started, 3))
+
+    def _looked_at(self, result: StageResult) -> StageResult:
+        """A dry run: what differs from the live release, and no more."""
+        live = self._request.room and self._request.room.previous
+        if isinstance(self._request.source, Again):
+            return msgspec.structs.replace(result, files_changed=Changes())
+        changes = source_changes(self._layout.release(live) if live else None, self._release, self._partial)
+        return msgspec.structs.replace(result, files_changed=changes)
+
+    def _config(self) -> Config:
+        """The host's configuration, overlaid by the release's own; errors name the file, not its temporary place."""
+        path = self._partial / "deployer.toml"
+        try:
+            return load.overlay(self._request.host_config, path)
+        except ConfigError as error:
+            told = f"deployer.toml of {self._request.name}"
+            error.what = error.what.replace(str(path), told)
+            error.cause = error.cause and error.cause.replace(str(path), told)
+            raise
+
+    def _commit(self, files: int) -> None:
+        """Bring it to the disk, then give it its name: the point from which a stop signal comes too late."""
+        _progress("writing to disk")
+        if self._named:
+            tree.sync(self._release, tree.FSYNC_FILES + 1)  # nobody counted what the build made
+            process.ignore_stop()
+        else:
+            tree.sync(self._partial, files)
+            process.ignore_stop()
+            os.rename(self._partial, self._release)
+        try:
+            if self._named:
+                tree.finish(self._layout, self._request.name)
+            else:
+                fsync_directory(self._layout.releases)
+        except OSError:
+            tree.remove(self._release)
+            raise
+
+    def _undo(self) -> None:
+        process.ignore_stop()
+        try:
+            tree.remove(self._partial)
+            tree.abandon(self._layout, self._request.name)
+        except OSError as error:
+            print(f"cannot remove {self._partial}: {error}", file=sys.stderr)  # the next staging tries again
+
+    def _disk_error(self, error: OSError, room: str) -> DiskError:
+        serves = "the old release serves" if self._request.live_digest else "nothing was replaced"
+        name, root = self._request.name, self._layout.root
+        if error.errno in _FULL:
+            return DiskError(
+                f"the disk is full: release {name} was removed, {serves}",
+                cause=f"{error.strerror}; before staging {room} were free in {root}",
+                hint=f"make room there, then deploy again: df -h {root}",
+            )
+        where = f" ({error.filename})" if error.filename else ""
+        return DiskError(
+            f"cannot write release {name} in {root}: it was removed, {serves}",
+            cause=f"{error.strerror or error}{where}",
+            hint=f"ls -ld {root}",
+        )
+
+
+def _free(path: Path) -> str:
+    found = os.statvfs(path)
+    room = format_size(found.f_bavail * found.f_frsize)
+    return f"{room} and {found.f_favail} inodes" if found.f_files else room
+
+
+def _settings_digest(config: Config, env: dict[str, str], wanted: str | None) -> str:
+    """What a worker runs with beside its tree. [rollout], [source] and the host's sections are not part of it: a
+    change there needs no new workers."""
+    built = [config.build.run, sorted(config.release.shared), wanted]
+    parts: list[Any] = [config.worker, config.health, sorted(env.items()), built]
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def _encode_result(result: StageResult) -> bytes:
+    return msgspec.json.encode({"result": result})
+
+
+def _problem(error: BaseException) -> Problem:
+    if isinstance(error, DeployerError):
+        return Problem(
+            what=_utf8(error.what),
+            cause=error.cause and _utf8(error.cause),
+            hint=error.hint and _utf8(error.hint),
+            exit=error.exit_code,
+            reason=error.reason,
+            tail=[_utf8(line) for line in error.tail] if isinstance(error, BuildError) else [],
+        )
+    if isinstance(error, process.Cancelled):
+        return Problem(what="staging was stopped", cause=str(error), exit=Exit.TERMINATED, reason="aborted")
+    return Problem(what="this is no staging request", cause=str(error), exit=Exit.USAGE, reason="usage")
+
+
+def _fail(problem: Problem) -> int:
+    try:
+        _write(msgspec.json.encode({"error": problem}))
+    except BrokenPipeError:
+        pass  # nobody listens any more; the exit status still tells
+    return problem.exit
+
+
+def _progress(text: str) -> None:
+    _write(msgspec.json.encode({"progress": _utf8(text)}))
+
+
+def _write(line: bytes) -> None:
+    """One write a line, past any buffer: a line is never cut by an exit."""
+    rest = memoryview(line + b"\n")
+    while rest:
+        rest = rest[os.write(1, rest) :]
+
+
+def _utf8(text: str) -> str:
+    """JSON is UTF-8; file names need not be."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

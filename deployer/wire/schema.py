@@ -1,0 +1,236 @@
+"""The JSON that crosses the control API, the same for the CLI, scripts and the OpenAPI page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """Unknown fields are ignored: a client may be older than the manager it asks."""
+
+
+class Problem(Message, frozen=True, kw_only=True):
+    """An error as a person reads it; `exit` is the exit code the command ends with."""
+
+    what: str
+    cause: str | None = None
+    hint: str | None = None
+    exit: int = 1
+    reason: str = "error"
+    tail: list[str] = []  # what a failed build printed last
+
+
+class WorkerInfo(Message, frozen=True, kw_only=True):
+    slot: int
+    pid: int | None
+    release: str | None
+    state: str  # starting | ready | unhealthy | draining | backoff
+    uptime_s: float
+    restarts: int
+    rss_bytes: int
+    cpu_percent: float
+    last_exit: LastExit | None = None
+
+
+class LastExit(Message, frozen=True, kw_only=True):
+    """How the last worker of a slot that died by itself ended."""
+
+    at: float  # seconds since the epoch
+    pid: int
+    release: str
+    code: int | None  # exit code, or None when a signal ended it or nobody could see
+    signal: str | None
+    text: str  # "exit code 1", "killed by SIGSEGV"
+    tail: list[str]  # its last log lines
+
+
+class ManagerInfo(Message, frozen=True, kw_only=True):
+    pid: int
+    uptime_s: float
+    version: str
+
+
+class KeeperInfo(Message, frozen=True, kw_only=True):
+    pid: int | None  # None: the keeper is gone; `deployer up` starts a new one
+
+
+class RolloutInfo(Message, frozen=True, kw_only=True):
+    id: int
+    kind: str  # deploy | rollback | restart | scale
+    phase: str  # of the rollout; or queued: it waits its turn
+    release: str | None  # target; None until staging has named it
+    previous: str | None
+    outcome: str | None  # promoted | reverted | held | failed | unchanged
+    exit_code: int | None
+    reason: str | None
+    who: str
+    message: str | None
+    started_at: float
+    finished_at: float | None
+    problem: Problem | None = None
+    serving: str | None = None  # release that serves after the end
+    tail: list[str] = []  # last log lines of the worker, or of the hook, that failed
+    warnings: list[str] = []  # what went wrong without changing the outcome
+    place: int | None = None  # of a queued one: 1 is next
+
+
+class Status(Message, frozen=True, kw_only=True):
+    app: str
+    release: str | None
+    rollout: RolloutInfo | None  # the one that runs or is held
+    listen: list[str]
+    count: int
+    manager: ManagerInfo
+    keeper: KeeperInfo
+    workers: list[WorkerInfo]
+    config_file: str
+    root: str
+    queued: list[RolloutInfo] = []  # those that wait their turn, next first
+
+
+class ReleaseInfo(Message, frozen=True, kw_only=True):
+    name: str
+    state: str  # staging | staged | live | superseded | failed | reverted | bad
+    source: str
+    commit: str | None
+    subject: str | None
+    author: str | None
+    staged_at: float
+    promoted_at: float | None
+    size_bytes: int
+    who: str
+    message: str | None
+    reason: str | None = None
+    tree_digest: str | None = None
+    pinned: bool = False
+    removed_at: float | None = None  # retention took its files
+
+
+class ReleaseDetail(Message, frozen=True, kw_only=True):
+    """All that is known of one release. Of its environment only the names of the variables: values are secrets."""
+
+    info: ReleaseInfo
+    directory: str
+    ref: str | None
+    files: int
+    environment: str | None  # its Python environment: a name in ROOT/envs
+    settings_digest: str | None
+    env_keys: list[str]
+    config: dict[str, Any]  # as `deployer.releases.settings` shows it: no values that may be secret
+    warnings: list[str]
+    rollouts: list[RolloutInfo]  # that had to do with it, newest first
+
+
+class Changes(Message, frozen=True, kw_only=True):
+    """Names of what differs, in order."""
+
+    added: list[str] = []
+    removed: list[str] = []
+    changed: list[str] = []
+
+
+class SettingsDiff(Message, frozen=True, kw_only=True):
+    """What differs in the settings of two releases; never a value of the environment."""
+
+    old: ReleaseDetail
+    new: ReleaseDetail
+    env: Changes
+    config: Changes
+
+
+class Plan(Message, frozen=True, kw_only=True):
+    """What a deploy or a rollback would do."""
+
+    kind: str
+    source: str | None  # of a deploy: for people
+    commit: str | None
+    subject: str | None
+    release: str | None  # of a rollback: the one it goes to
+    live: str | None
+    unchanged: bool  # it is live already: there would be nothing to do
+    files: Changes
+    env: Changes
+    config: Changes
+    slots: list[int]  # that would be replaced, in order
+    removes: list[str]  # releases that retention would take afterwards
+    warnings: list[str] = []
+
+
+class LogLine(Message, frozen=True, kw_only=True):
+    ts: float
+    slot: int
+    pid: int
+    release: str
+    stream: str  # stdout | stderr
+    line: str
+
+
+class Event(Message, frozen=True, kw_only=True):
+    """What happened, in order; `seq` resumes a stream. `data` holds the event's own fields (see
+    `deployer/events.py`); the stream prints it flattened into one object."""
+
+    seq: int
+    ts: float
+    event: str
+    rollout: int | None = None
+    data: dict[str, Any] = {}
+
+
+class DeployRequest(Message, frozen=True, kw_only=True):
+    """Source fields override `[source]` of deployer.toml."""
+
+    who: str
+    path: str | None = None
+    git: str | None = None
+    ref: str | None = None
+    artifact: str | None = None  # a tar or zip: an absolute path, or a URL, which needs `sha256`
+    sha256: str | None = None
+    package: str | None = None  # "shop==1.2"
+    force: bool = False
+    message: str | None = None
+    env_only: bool = False  # the live release's tree again, with the environment read anew
+    queue: bool = False  # wait for the rollout that runs
+    supersede: bool = False  # abort it
+
+
+class RollbackRequest(Message, frozen=True, kw_only=True):
+    """To `release`, to the newest release of `commit` (a prefix), or to the last good one."""
+
+    who: str
+    release: str | None = None
+    commit: str | None = None
+    message: str | None = None
+    queue: bool = False
+    supersede: bool = False
+
+
+class RestartRequest(Message, frozen=True, kw_only=True):
+    who: str
+    message: str | None = None
+
+
+class ScaleRequest(Message, frozen=True, kw_only=True):
+    who: str
+    count: int
+
+
+class AbortRequest(Message, frozen=True, kw_only=True):
+    """`rollout`: this one only; one that waits its turn leaves the queue. `waiting`: not if it runs meanwhile."""
+
+    who: str
+    rollout: int | None = None
+    waiting: bool = False
+
+
+class PinRequest(Message, frozen=True, kw_only=True):
+    who: str
+    pinned: bool
+
+
+class StopRequest(Message, frozen=True, kw_only=True):
+    """`now` skips the drain."""
+
+    who: str
+    now: bool = False

@@ -1,0 +1,365 @@
+"""All worker processes: starting them, hearing from them, ending them. No decisions are made here.
+
+A worker's row is in state.db before its program runs and until its end has been noted there, so that no manager,
+killed at whatever line, leaves one behind that the next does not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from deployer.clock import uptime
+from deployer.keeper.link import KeeperLink
+from deployer.logs.applog import AppLog
+from deployer.logs.capture import LineReader
+from deployer.osutil.process import describe_exit, kill_escaped, kill_group, open_pidfd, signal_pidfd, start_ticks
+from deployer.osutil.tasks import watched
+from deployer.paths import Layout
+from deployer.releases.release import Release
+from deployer.rollout.events import Failure
+from deployer.state.store import Store, WorkerRow
+from deployer.units import parse_duration
+from deployer.wire.schema import LogLine
+from deployer.workers import order, shim, start
+from deployer.workers.readiness import until_ready
+from deployer.workers.start import STREAMS
+from deployer.workers.worker import Exit, Listener, State, Worker
+
+log = structlog.get_logger()
+
+KEEPER_TELLS_S = 1.0  # how long the keeper may take to report a worker that it reaped
+
+
+class Pool:
+    """The workers there are. `on_ready`, `on_never_ready` and `on_exit` tell whoever decides."""
+
+    def __init__(
+        self, *, app: str, store: Store, keeper: KeeperLink, layout: Layout, log: AppLog, base_env: Mapping[str, str]
+    ) -> None:
+        self.workers: dict[int, Worker] = {}
+        self.on_ready: Callable[[Worker], None] = lambda worker: None
+        self.on_never_ready: Callable[[Worker, Failure], None] = lambda worker, failure: None
+        self.on_exit: Callable[[Worker], None] = lambda worker: None
+        self._app, self._store, self._keeper = app, store, keeper
+        self._layout, self._log, self._base_env = layout, log, base_env
+
+    # Starting
+
+    def spawn(self, slot: int, generation: int, release: Release, listeners: Sequence[Listener]) -> Worker:
+        """Start a worker. What its program makes of it is heard later. OSError: it cannot be started."""
+        limits = order.limits(release.config.worker, self._base_env)
+        waiting = start.begin(self._layout.notify, [listener.sock.fileno() for listener in listeners])
+        try:
+            row = self._record(slot, generation, release, waiting.pid)
+        except BaseException:
+            waiting.cancel()
+            raise
+        worker = Worker.of_row(row, release, listeners, os.pidfd_open(row.pid))
+        worker.notify = waiting.notify
+        self.workers[row.id] = worker
+        self._keep(worker, waiting.held)
+        waiting.order({**self._order(worker), **limits, "hold": waiting.held})
+        self._attach(worker, waiting.held)
+        return worker
+
+    def _record(self, slot: int, generation: int, release: Release, pid: int) -> WorkerRow:
+        with self._store.transaction():
+            row = self._store.add_worker(
+                slot=slot,
+                generation=generation,
+                release=release.name,
+                pid=pid,
+                ticks=start_ticks(pid) or 0,
+                state=State.STARTING,
+                spawned_at=uptime(),
+            )
+            self._store.emit("worker.starting", slot=slot, pid=pid, release=release.name)
+        return row
+
+    def _order(self, worker: Worker) -> dict[str, Any]:
+        release, names = worker.release, [listener.name for listener in worker.listeners]
+        assert worker.notify is not None
+        own = {
+            "DEPLOYER_APP": self._app,
+            "DEPLOYER_RELEASE": release.name,
+            "DEPLOYER_WORKER": str(worker.slot),
+            "DEPLOYER_ROOT": str(self._layout.root),
+            "NOTIFY_SOCKET": worker.notify.getsockname(),
+        }
+        template = release.config.worker.command
+        sockets = [listener.sock.fileno() for listener in worker.listeners]
+        return {
+            "argv": order.command(template, names=names, slot=worker.slot, release=release.name),
+            "env": order.environment(self._base_env, release, own, names),
+            "cwd": str(release.directory),
+            "sockets": sockets * 2 if "{fd" in template else sockets,
+        }
+
+    # Taking over from a manager that died
+
+    def adopt(self, row: WorkerRow, release: Release, listeners: Sequence[Listener]) -> Worker | None:
+        """The running worker of a row, or None when it has ended."""
+        pidfd = open_pidfd(row.pid, row.ticks)
+        if pidfd is None:
+            return None
+        worker = Worker.of_row(row, release, listeners, pidfd)
+        self.workers[row.id] = worker
+        worker.notify = self._inherit_notify(row.id)
+        held = tuple(self._inherit_pipe(worker, number) for number in range(len(STREAMS)))
+        self._keep(worker, held)
+        self._attach(worker, held)
+        if worker.state is State.DRAINING and worker.drain_at is None:
+            worker.drain_at = uptime()
+            self._ask_to_stop(worker)
+        elif worker.state is State.DRAINING:
+            self._schedule_kill(worker)
+        return worker
+
+    def bury(self, row: WorkerRow, release: Release) -> None:
+        """Note the end of a worker that died while no manager looked; the keeper has its exit code.
+
+        One that got no order says nothing about its release: its manager died too early, and it is started again.
+        """
+        status = self._keeper.exits.get(row.pid)
+        code = None if status is None else os.waitstatus_to_exitcode(status)
+        worker = Worker.of_row(row, release, (), -1)
+        worker.exit = Exit(code)
+        worker.notify = self._inherit_notify(row.id)
+        for number in range(len(STREAMS)):  # what it printed last is still in its pipes
+            fd = self._keeper.held.pop(_log_key(row.id, number), None)
+            if fd is not None:
+                LineReader(fd, self._line_taker(worker, number)).finish()
+        self._kill_escaped(worker)
+        self._release_kept(worker)
+        with self._store.transaction():
+            self.note_exit(worker, code)
+            if not (code == shim.NO_ORDER and worker.state is State.STARTING):
+                self.on_exit(worker)
+        self._keeper.seen(row.pid)
+
+    def _inherit_notify(self, number: int) -> socket.socket | None:
+        """None when the keeper is gone too: the worker cannot tell any more that it is ready."""
+        fd = self._keeper.held.pop(_notify_key(number), None)
+        return None if fd is None else socket.socket(fileno=fd)
+
+    def _inherit_pipe(self, worker: Worker, number: int) -> int:
+        """From the keeper; when it is gone too, opened again through the worker's own end (proc(5), /proc/PID/fd)."""
+        fd = self._keeper.held.pop(_log_key(worker.id, number), None)
+        if fd is not None:
+            return fd
+        path = f"/proc/{worker.pid}/fd/{number + 1}"
+        try:
+            if stat.S_ISFIFO(os.stat(path).st_mode):
+                return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            pass  # as below
+        nothing, writing = os.pipe2(os.O_CLOEXEC)  # its output goes elsewhere: a pipe that ends at once
+        os.close(writing)
+        return nothing
+
+    # Hearing from workers
+
+    def _attach(self, worker: Worker, held: Sequence[int]) -> None:
+        loop = asyncio.get_running_loop()
+        worker.readers = [LineReader(fd, self._line_taker(worker, number)) for number, fd in enumerate(held)]
+        if worker.notify is not None:
+            loop.add_reader(worker.notify, self._on_notify, worker)
+        loop.add_reader(worker.pidfd, self._on_pidfd, worker)
+        if worker.state is State.STARTING:
+            worker.tasks.append(watched(self._watch_start(worker)))
+
+    async def _watch_start(self, worker: Worker) -> None:
+        failure = await until_ready(worker)
+        if worker.state is not State.STARTING or worker.exit is not None:
+            return
+        if failure is not None:
+            worker.failure = failure
+            worker.started.set()
+            self.on_never_ready(worker, failure)
+            return
+        worker.state, worker.ready_at = State.READY, uptime()
+        for listener in worker.listeners:
+            listener.sock.listen(listener.backlog)  # a server may have shrunk the queue that all share
+        seconds = round(worker.ready_at - worker.spawned_at, 3)
+        with self._store.transaction():
+            self._store.update("workers", "id", worker.id, state=State.READY, ready_at=worker.ready_at)
+            self._store.emit(
+                "worker.ready", slot=worker.slot, pid=worker.pid, release=worker.release.name, seconds=seconds
+            )
+        worker.started.set()
+        self.on_ready(worker)
+
+    def _line_taker(self, worker: Worker, number: int) -> Callable[[str], None]:
+        def take(line: str) -> None:
+            worker.tail.append(line)
+            where = {"slot": worker.slot, "pid": worker.pid, "release": worker.release.name}
+            self._log.write(
+                msgspec.convert({"ts": time.time(), **where, "stream": STREAMS[number], "line": line}, LogLine)
+            )
+
+        return take
+
+    def _on_notify(self, worker: Worker) -> None:
+        """sd_notify(3): assignments, one a line. READY=1 comes once: it is committed before the socket gives it up."""
+        if worker.notify is None:
+            return
+        try:
+            data = worker.notify.recv(8192, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        for line in data.decode(errors="replace").splitlines():
+            key, _, value = line.partition("=")
+            if key == "READY" and value == "1":
+                self._store.update("workers", "id", worker.id, notified=1)
+                worker.ready_said.set()
+            elif key == "STATUS":
+                worker.status_text = value
+            elif key == "EXTEND_TIMEOUT_USEC" and value.isdigit():
+                worker.ready_deadline = max(worker.ready_deadline, uptime() + int(value) / 1e6)
+        worker.notify.recv(8192, socket.MSG_DONTWAIT)
+
+    # Ending
+
+    def retire(self, worker: Worker, *, now: bool = False) -> None:
+        """Ask the worker to finish and go; after its drain timeout, or `now`, its whole group is killed."""
+        if worker.exit is not None:
+            return
+        if worker.state is not State.DRAINING:
+            worker.state, worker.drain_at = State.DRAINING, uptime()
+            with self._store.transaction():
+                self._store.update("workers", "id", worker.id, state=State.DRAINING)
+                self._store.emit("worker.draining", slot=worker.slot, pid=worker.pid, release=worker.release.name)
+            if not now:
+                self._ask_to_stop(worker)
+        if now:
+            self._kill(worker)
+
+    def _ask_to_stop(self, worker: Worker) -> None:
+        """`drain_at` is written after the signal: a draining worker without it may not have been told."""
+        signal_pidfd(worker.pidfd, signal.Signals[worker.release.config.worker.stop_signal])
+        self._store.update("workers", "id", worker.id, drain_at=worker.drain_at)
+        self._schedule_kill(worker)
+
+    def _schedule_kill(self, worker: Worker) -> None:
+        worker.tasks.append(watched(self._kill_when_late(worker)))
+
+    async def _kill_when_late(self, worker: Worker) -> None:
+        timeout = parse_duration(worker.release.config.worker.drain_timeout)
+        await asyncio.sleep(max(0.0, (worker.drain_at or 0.0) + timeout - uptime()))
+        self._kill(worker)
+
+    def _kill(self, worker: Worker) -> None:
+        kill_group(worker.pid)
+        signal_pidfd(worker.pidfd, signal.SIGKILL)
+
+    def _on_pidfd(self, worker: Worker) -> None:
+        asyncio.get_running_loop().remove_reader(worker.pidfd)
+        worker.tasks.append(watched(self._take_leave(worker)))
+
+    async def _take_leave(self, worker: Worker) -> None:
+        """Note the end in state.db first, and only then reap: a manager killed in between loses no exit code."""
+        code, ours = await self._exit_code(worker)
+        worker.exit = Exit(code)
+        kill_group(worker.pid)
+        self._kill_escaped(worker)
+        for reader in worker.readers:
+            reader.finish()
+        with self._store.transaction():  # the end and what is made of it are one commit
+            self.note_exit(worker, code)
+            self.on_exit(worker)
+        if ours:
+            os.waitid(os.P_PIDFD, worker.pidfd, os.WEXITED)
+        self._keeper.seen(worker.pid)
+        self._forget(worker)
+
+    def _kill_escaped(self, worker: Worker) -> None:
+        """What the worker started outside of its process group: it carries the worker's own NOTIFY_SOCKET."""
+        if worker.notify is None or self._keeper.pid is None or not self._keeper.alive:
+            return
+        killed = kill_escaped(self._keeper.pid, os.getpid(), "NOTIFY_SOCKET", worker.notify.getsockname())
+        if killed:
+            log.warning("worker.left_behind", slot=worker.slot, pid=worker.pid, killed=killed)
+
+    async def _exit_code(self, worker: Worker) -> tuple[int | None, bool]:
+        """(code, whether we are the parent). Workers of an earlier manager are the keeper's children."""
+        try:
+            info = os.waitid(os.P_PIDFD, worker.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            info = None
+        if info is not None:
+            died = info.si_code == os.CLD_EXITED
+            return (info.si_status if died else -info.si_status), True
+        deadline = time.monotonic() + KEEPER_TELLS_S
+        while worker.pid not in self._keeper.exits and self._keeper.alive and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
+        status = self._keeper.exits.get(worker.pid)
+        return (None if status is None else os.waitstatus_to_exitcode(status)), False
+
+    def note_exit(self, worker: Worker, code: int | None) -> None:
+        number, name, text = describe_exit(code)
+        since = worker.drain_at or worker.spawned_at
+        with self._store.transaction():
+            self._store.delete("workers", "id", worker.id)
+            self._store.emit(
+                "worker.exited",
+                slot=worker.slot,
+                pid=worker.pid,
+                release=worker.release.name,
+                code=number,
+                signal=name,
+                text=text,
+                expected=worker.state is State.DRAINING,
+                seconds=round(uptime() - since, 3),
+                tail=list(worker.tail),
+            )
+
+    def _forget(self, worker: Worker) -> None:
+        del self.workers[worker.id]
+        current = asyncio.current_task()
+        for task in worker.tasks:
+            if task is not current:
+                task.cancel()
+        if worker.notify is not None:
+            asyncio.get_running_loop().remove_reader(worker.notify)
+        self._release_kept(worker)
+        os.close(worker.pidfd)
+        worker.ended.set()
+
+    # What the keeper keeps
+
+    def _keep(self, worker: Worker, held: Sequence[int]) -> None:
+        for number, fd in enumerate(held):
+            self._keeper.keep(_log_key(worker.id, number), fd)
+        if worker.notify is not None:
+            self._keeper.keep(_notify_key(worker.id), worker.notify.fileno())
+
+    def _release_kept(self, worker: Worker) -> None:
+        if worker.notify is not None:
+            start.close_notify(worker.notify)
+            worker.notify = None
+        self._keeper.drop(_notify_key(worker.id))
+        for number in range(len(STREAMS)):
+            self._keeper.drop(_log_key(worker.id, number))
+
+    def on_foreign_exit(self, pid: int) -> None:
+        """The keeper reaped something: a worker's exit is noted with the worker, anything else is forgotten here."""
+        if all(worker.pid != pid for worker in self.workers.values()):
+            self._keeper.seen(pid)
+
+
+def _log_key(number: int, stream: int) -> str:
+    return f"log:{number}:{STREAMS[stream]}"
+
+
+def _notify_key(number: int) -> str:
+    return f"notify:{number}"

@@ -1,0 +1,97 @@
+"""One worker process, as the manager knows it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from deployer.logs.capture import LineReader
+from deployer.releases.release import Release
+from deployer.rollout.events import Failure
+from deployer.sockets.address import Address
+from deployer.state.store import WorkerRow
+from deployer.units import parse_duration
+
+TAIL_LINES = 50
+
+
+class State(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A listening socket with the name that workers see in LISTEN_FDNAMES."""
+
+    name: str
+    address: Address
+    sock: socket.socket
+    backlog: int
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended: `code` as subprocess has it (negative: signal), None when nobody could see."""
+
+    code: int | None
+
+
+@dataclass(eq=False)
+class Worker:
+    """A process that runs, or has ended and is being taken leave of. Changed only by the pool."""
+
+    id: int
+    slot: int  # 0: the preflight worker
+    generation: int
+    release: Release
+    listeners: tuple[Listener, ...]
+    pid: int
+    ticks: int
+    pidfd: int
+    spawned_at: float  # `clock.uptime`, as all times here
+    state: State = State.STARTING
+    ready_at: float | None = None
+    drain_at: float | None = None
+    condemned: str | None = None  # why it is to be replaced although it runs
+    failure: Failure | None = None  # why it never became ready
+    started: asyncio.Event = field(default_factory=asyncio.Event)  # ready, or too late for that
+    status_text: str = ""  # its last sd_notify STATUS=
+    ready_said: asyncio.Event = field(default_factory=asyncio.Event)
+    ready_deadline: float = 0.0  # EXTEND_TIMEOUT_USEC moves it
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+    readers: list[LineReader] = field(default_factory=list)
+    notify: socket.socket | None = None
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    exit: Exit | None = None
+
+    @classmethod
+    def of_row(cls, row: WorkerRow, release: Release, listeners: Sequence[Listener], pidfd: int) -> Worker:
+        worker = cls(
+            id=row.id,
+            slot=row.slot,
+            generation=row.generation,
+            release=release,
+            listeners=tuple(listeners),
+            pid=row.pid,
+            ticks=row.ticks,
+            pidfd=pidfd,
+            spawned_at=row.spawned_at,
+            state=State(row.state),
+            ready_at=row.ready_at,
+            drain_at=row.drain_at,
+            ready_deadline=row.spawned_at + parse_duration(release.config.worker.ready_timeout),
+        )
+        if row.notified:
+            worker.ready_said.set()
+        return worker
+
+    @property
+    def name(self) -> str:
+        return f"worker {self.slot}" if self.slot else "the preflight worker"
