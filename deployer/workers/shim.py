@@ -1,9 +1,10 @@
 """The shim: becomes a worker once it is told to.
 
-Run as `python -I -S shim.py FD`, standard library only. It reads one JSON order from the pipe FD and then executes
-the worker's program in its place. The order is written only after the worker's pid is in state.db; when the manager
-dies before that, the pipe ends without an order and the shim exits: no worker runs that nobody knows of.
-Being the process itself, it can also set LISTEN_PID to the right pid (sd_listen_fds(3)).
+Run as `python -I -S shim.py FD`, standard library only. It reads one order (in marshal: both ends are one
+interpreter) from the pipe FD and then executes the worker's program in its place. The order is written only after the
+worker's pid is in state.db; when the manager dies before that, the pipe ends without an order and the shim exits: no
+worker runs that nobody knows of. Being the process itself, it can also set LISTEN_PID to the right pid
+(sd_listen_fds(3)).
 
     order: {argv, env, cwd, sockets: [fd], hold: [fd], umask, nice, rlimits: [[number, value]], uid, gid, groups: [gid]}
 
@@ -13,11 +14,12 @@ cannot break its pipe (EPIPE) under it.
 
 from __future__ import annotations
 
+# signal itself would load enum, and json re: half of the time that every boot of a worker waits for this.
+import _signal  # type: ignore[import-not-found]
 import fcntl
-import json
+import marshal
 import os
 import resource
-import signal
 import sys
 
 TYPE_CHECKING = False
@@ -48,9 +50,10 @@ def read_order(fd: int) -> dict[str, Any] | None:
     """The order, or None when the writer went away before it was whole."""
     with os.fdopen(fd, "rb") as pipe:
         data = pipe.read()
-    if not data.endswith(b"\n"):
+    try:
+        order: dict[str, Any] = marshal.loads(data)  # noqa: S302  # from the manager
+    except (EOFError, ValueError, TypeError):
         return None
-    order: dict[str, Any] = json.loads(data)
     return order
 
 
@@ -71,8 +74,8 @@ def prepare(order: dict[str, Any]) -> None:
     os.chdir(order["cwd"])
     if order["sockets"]:
         order["env"]["LISTEN_PID"] = str(os.getpid())
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and that would be inherited
-        signal.signal(number, signal.SIG_DFL)
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):  # Python ignores them, and that would be inherited
+        _signal.signal(number, _signal.SIG_DFL)
 
 
 def set_limit(number: int, value: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import os
 import secrets
 import signal
@@ -11,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from deployer.logs.capture import open_pipe
 from deployer.workers import shim
@@ -32,7 +31,7 @@ class Waiting:
     def order(self, what: Mapping[str, Any]) -> None:
         with os.fdopen(self.order_w, "wb") as pipe:
             try:
-                pipe.write(msgspec.json.encode(what) + b"\n")
+                pipe.write(marshal.dumps(dict(what)))
             except BrokenPipeError:
                 pass  # it died already; its exit will be heard
 

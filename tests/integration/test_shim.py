@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import marshal
 import os
 import resource
 import select
@@ -81,7 +82,7 @@ class Shim:
             "groups": [],
             **keys,
         }
-        self.write(json.dumps(order).encode() + b"\n")
+        self.write(marshal.dumps(order))
 
     def write(self, data: bytes) -> None:
         with os.fdopen(self.order_w, "wb") as pipe:
