@@ -17,6 +17,6 @@ def run(
 ) -> int:
     """Replace every worker by a new one of the same release.
 
-    One at a time, and no request is lost; what changed in env files is read again.
+    One at a time, and no request is lost. Each release keeps its variables: new ones need `deployer deploy --env-only`.
     """
     return watch(session, session.client.restart(RestartRequest(who=session.who, message=message)))
