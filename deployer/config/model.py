@@ -70,7 +70,7 @@ class Source(Section, frozen=True, kw_only=True):
     index_url: str | None = None  # may hold ${VARIABLE}: a token from the environment
     include: list[str] = []  # globs taken although .gitignore names them
     exclude: list[str] = []  # globs left out
-    link: bool = False  # share unchanged files with the release before: fast, for apps that never write into them
+    link: bool = True  # share unchanged files with the release before; false for an app that rewrites its own code
 
 
 class Build(Section, frozen=True, kw_only=True):

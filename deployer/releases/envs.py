@@ -7,6 +7,7 @@ in an environment hold its absolute path, so it cannot be moved, and what no lin
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -14,10 +15,12 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deployer.osutil.files import fsync_directory, replace_symlink
+from deployer.osutil.files import fsync_directory, replace_symlink, write_atomic
 from deployer.releases import tree
 
 LOCK = ".lock"
+SIZE = ".deployer-size"
+"""In an environment: its bytes on disk. None changes once it is built, so each is measured once."""
 
 
 def is_whole(envs: Path, name: str) -> bool:
@@ -81,6 +84,25 @@ def remove(path: Path) -> None:
             fsync_directory(path.parent)
             path = target
         tree.remove(path)
+
+
+def largest(envs: Path) -> int:
+    """Bytes that the largest environment takes on disk; 0 where there is none."""
+    return max((_size(path.resolve()) for path in envs.glob("*") if path.is_symlink()), default=0)
+
+
+def _size(directory: Path) -> int:
+    note = directory / SIZE
+    try:
+        return int(note.read_text())
+    except (OSError, ValueError):
+        pass  # measured now
+    size = 0
+    with contextlib.suppress(OSError):  # a clean-up removes it right now, or the disk is full: what is asked about
+        for path, _, names in os.walk(directory):
+            size += sum(os.lstat(os.path.join(path, name)).st_blocks * 512 for name in names)
+        write_atomic(note, str(size).encode(), 0o644)
+    return size
 
 
 def _is_named(path: Path) -> bool:

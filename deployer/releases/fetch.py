@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deployer.config.model import Config
 from deployer.paths import Layout
-from deployer.releases import links
+from deployer.releases import again, links
 from deployer.releases.digest import Summary
 from deployer.releases.index import IndexWriter, place
-from deployer.releases.request import Artifact, Directory, Git, Package, StageRequest
+from deployer.releases.request import Again, Artifact, Directory, Git, Package, StageRequest
 from deployer.releases.sources import directory
 from deployer.releases.sources.base import Origin, Progress
 from deployer.releases.sources.writer import TreeWriter
@@ -25,6 +25,7 @@ class Fetched:
 
     origin: Origin
     summary: Summary
+    warnings: list[str] = field(default_factory=list)
 
 
 def fetch(request: StageRequest, layout: Layout, into: Path, progress: Progress) -> Fetched:
@@ -32,8 +33,9 @@ def fetch(request: StageRequest, layout: Layout, into: Path, progress: Progress)
     index = IndexWriter(place(layout.release(request.name)))
     previous = _previous(request, layout)
     try:
-        origin, summary = _fill(request, layout, into, index, previous, progress)
+        fetched = _fill(request, layout, into, index, previous, progress)
         index.close()
+        fetched.warnings.extend(previous.warnings())
     except sqlite3.Error as error:
         index.discard()
         number = errno.ENOSPC if "full" in str(error) else errno.EIO
@@ -43,7 +45,7 @@ def fetch(request: StageRequest, layout: Layout, into: Path, progress: Progress)
         raise
     finally:
         previous.close()
-    return Fetched(origin, summary)
+    return fetched
 
 
 def separate(config: Config, layout: Layout, name: str, tree: Path) -> None:
@@ -62,10 +64,15 @@ def _previous(request: StageRequest, layout: Layout) -> links.Previous:
 
 def _fill(
     request: StageRequest, layout: Layout, into: Path, index: IndexWriter, previous: links.Previous, progress: Progress
-) -> tuple[Origin, Summary]:
+) -> Fetched:
     source, base = request.source, Path(request.directory)
     if isinstance(source, Directory):
-        return directory.copy(source, base, layout.root, into, index, previous, progress)
+        return Fetched(*directory.copy(source, base, layout.root, into, index, previous, progress))
+    if isinstance(source, Again):
+        progress(f"copying {source.release} as its source was")
+        summary, warnings = again.copy(source, layout, into, index)
+        origin = Origin(source.source, source.commit, source.subject, source.author, source.ref)
+        return Fetched(origin, summary, warnings)
     writer = TreeWriter(into, index, previous)
     if isinstance(source, Git):
         # Imported here: GitPython takes 60 ms and looks for git, which a directory deploy does without.
@@ -75,7 +82,7 @@ def _fill(
     elif isinstance(source, Artifact):
         from deployer.releases.sources import artifact  # with tarfile, zipfile and ssl
 
-        return artifact.extract(source, base, layout, writer, progress)
+        return Fetched(*artifact.extract(source, base, layout, writer, progress))
     else:
         assert isinstance(source, Package)
         from deployer.releases.sources import package
@@ -83,4 +90,4 @@ def _fill(
         # A name that the next staging and the sweep remove, whatever became of this one.
         aside = into.with_name(f"{into.name}.partial")
         origin = package.install(source, aside, writer, progress)
-    return origin, writer.seal()
+    return Fetched(origin, writer.seal())

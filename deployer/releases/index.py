@@ -2,26 +2,27 @@
 
 It answers two questions without reading a file: what does this tree hold (the digest), and is that file of the
 previous release still as it was staged, so that the next one may share it? A SQLite file: looked up by directory,
-in any order, in memory that does not grow with the tree. It is a help, never needed: one that is missing or damaged
-means that files are copied.
+in any order, in memory that does not grow with the tree. A row holds many files of a directory (a row each takes
+three times as long), and what is put later counts. It is a help, never needed: one that is missing or damaged means
+that files are copied.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 _SCHEMA = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;
-CREATE TABLE file (
-  directory BLOB, name BLOB, size INT, mtime_ns INT, mode INT, inode INT, linked INT,
-  source_inode INT, source_ctime_ns INT, digest BLOB, PRIMARY KEY (directory, name)) WITHOUT ROWID;
+CREATE TABLE files (directory BLOB, turn INT, entries BLOB, PRIMARY KEY (directory, turn)) WITHOUT ROWID;
 BEGIN;
 """
-_COLUMNS = "name, size, mtime_ns, mode, inode, linked, source_inode, source_ctime_ns, digest"
+_GONE = -1  # a size: this name was dropped
 
 
 class Entry(NamedTuple):
@@ -60,16 +61,17 @@ class IndexWriter:
         path.unlink(missing_ok=True)
         self._path = path
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        self._turn = 0
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.executescript(_SCHEMA)
 
-    def put(self, directory: bytes, entries: Iterable[Entry]) -> None:
+    def put(self, directory: bytes, entries: list[Entry]) -> None:
         """Add them, or replace those of the same names."""
-        rows = [(directory, *entry) for entry in entries]
-        self._db.executemany("INSERT OR REPLACE INTO file VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
+        self._turn += 1
+        self._db.execute("INSERT INTO files VALUES (?, ?, ?)", (directory, self._turn, _encoder.encode(entries)))
 
     def drop(self, directory: bytes, name: bytes) -> None:
-        self._db.execute("DELETE FROM file WHERE directory = ? AND name = ?", (directory, name))
+        self.put(directory, [Entry(name, _GONE, 0, 0, 0, False, 0, 0, b"")])
 
     def directory(self, directory: bytes) -> dict[bytes, Entry]:
         return _directory(self._db, directory)
@@ -90,6 +92,10 @@ class IndexWriter:
         self._path.unlink(missing_ok=True)
 
 
+class DamagedError(Exception):
+    """There is no index, or none that can be read."""
+
+
 class IndexReader:
     """The index of a release that is there; nothing where it is missing or damaged."""
 
@@ -106,15 +112,19 @@ class IndexReader:
             return {}
         try:
             return _directory(self._db, directory)
-        except sqlite3.Error:
+        except (sqlite3.Error, msgspec.MsgspecError):
             self.close()
             return {}
 
-    def linked(self) -> Iterable[tuple[bytes, bytes]]:
-        """(directory, name) of each file whose inode another release had first."""
+    def all(self) -> Iterator[tuple[bytes, Entry]]:
+        """Every file, with its directory. Raises DamagedError where the index is missing or damaged."""
         if self._db is None:
-            return ()
-        return self._db.execute("SELECT directory, name FROM file WHERE linked ORDER BY directory, name")
+            raise DamagedError
+        try:
+            for (directory,) in self._db.execute("SELECT DISTINCT directory FROM files ORDER BY directory"):
+                yield from ((directory, entry) for entry in _directory(self._db, directory).values())
+        except (sqlite3.Error, msgspec.MsgspecError) as error:
+            raise DamagedError from error
 
     def close(self) -> None:
         if self._db is not None:
@@ -122,6 +132,11 @@ class IndexReader:
             self._db = None
 
 
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[Entry])
+
+
 def _directory(db: sqlite3.Connection, directory: bytes) -> dict[bytes, Entry]:
-    rows = db.execute(f"SELECT {_COLUMNS} FROM file WHERE directory = ?", (directory,))  # noqa: S608  # constants
-    return {row[0]: Entry._make(row) for row in rows}
+    rows = db.execute("SELECT entries FROM files WHERE directory = ? ORDER BY turn", (directory,))
+    found = {entry.name: entry for (entries,) in rows for entry in _decoder.decode(entries)}
+    return {name: entry for name, entry in found.items() if entry.size != _GONE}

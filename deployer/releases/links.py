@@ -24,15 +24,17 @@ from pathlib import Path
 
 from deployer.config.model import Config
 from deployer.releases.index import Entry, IndexReader, place
+from deployer.releases.sources.base import shown
 
 FICLONE = 0x40049409
 NONE: dict[bytes, Entry] = {}
 OWN = (0, False)
 """In the place of an inode: the app wrote into this file, or somebody replaced it. No inode has the number 0, so the
 entry never again fits a file."""
+TOLD = 3  # names in a warning
 
 _NO_CLONE = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM}
-_NO_LINK = {errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOENT, errno.ENOTDIR, errno.EOPNOTSUPP, errno.EACCES}
+NO_LINK = {errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOENT, errno.ENOTDIR, errno.EOPNOTSUPP, errno.EACCES}
 _WRITTEN_BY_PROGRAMS = re.compile(
     rb".*(\.(db|db3|sqlite3?|sqlite3?-(wal|shm|journal)|log|pid|lock|mdb|ldb|rdb|aof|sock)|-wal|-shm|-journal)",
     re.IGNORECASE | re.DOTALL,
@@ -59,26 +61,42 @@ class Previous:
         self._index = IndexReader(place(release)) if release is not None else None
         self._may_link = may_link
         self._may_clone = True
+        self.links = False  # hard links were seen to work here, and are what is done
         self._shared = [os.fsencode(path.strip("/")) + b"/" for path in shared]
         self.shared_files = 0
+        self.written: list[str] = []  # paths of some files that the app wrote to, and that older releases have too
 
     @property
     def usable(self) -> bool:
         return self._index is not None and (self._may_link or self._may_clone)
+
+    @property
+    def path(self) -> bytes:
+        return self._path
 
     def open(self, directory: bytes) -> PreviousDirectory | None:
         """What it has in this directory ("" is the top); None when that is nothing."""
         if self._index is None or not self.usable:
             return None
         entries = self._index.directory(directory)
-        if not entries:
+        if not entries or any((directory + b"/").startswith(path) for path in self._shared):
             return None
-        try:
-            fd = os.open(os.path.join(self._path, directory), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:
-            return None  # it was removed meanwhile: copied
-        inside = any((directory + b"/").startswith(path) for path in self._shared)
-        return PreviousDirectory(self, fd, directory, NONE if inside else entries)
+        return PreviousDirectory(self, directory, entries)
+
+    def changed(self, directory: bytes, name: bytes, links: int) -> None:
+        """The app of the previous release wrote to this file, which has so many links."""
+        if links > 1 and len(self.written) < TOLD:
+            self.written.append(os.fsdecode(os.path.join(directory, name)))
+
+    def warnings(self) -> list[str]:
+        """What a person should know of it: that a release changed which was not deployed."""
+        if not self.written:
+            return []
+        names = ", ".join(shown(name) for name in self.written)
+        return [
+            f"the app of {os.fsdecode(os.path.basename(self._path))} wrote into files it shipped, which older releases"
+            f" share with it: {names}. List them under [release] shared, or set `link = false` in [source]"
+        ]
 
     def close(self) -> None:
         if self._index is not None:
@@ -86,49 +104,60 @@ class Previous:
 
 
 class PreviousDirectory:
-    """One directory of the previous release, held open."""
+    """One directory of the previous release, opened when the first file of it is shared."""
 
-    def __init__(self, previous: Previous, fd: int, directory: bytes, entries: dict[bytes, Entry]) -> None:
+    def __init__(self, previous: Previous, directory: bytes, entries: dict[bytes, Entry]) -> None:
         self._previous = previous
         self._directory = directory
-        self.fd = fd
+        self._fd = -1
         self.entries = entries
 
     def close(self) -> None:
-        os.close(self.fd)
+        if self._fd >= 0:
+            os.close(self._fd)
 
     def share(self, entry: Entry, into_fd: int, name: str, mtime_ns: int) -> tuple[int, bool] | None:
         """Give `name` in the new directory the bytes of `entry`: (inode, linked), or None when it must be copied.
         OWN says that it must be, in later releases too."""
         try:
-            found = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+            if self._fd < 0:
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._fd = os.open(os.path.join(self._previous.path, self._directory), flags)
+            found = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
         except OSError:
-            return None
-        if not entry.is_still(found) or not stat.S_ISREG(found.st_mode):
-            return OWN
+            return None  # it was removed meanwhile
         previous = self._previous
+        if not entry.is_still(found) or not stat.S_ISREG(found.st_mode):
+            previous.changed(self._directory, entry.name, found.st_nlink)
+            return OWN
         if previous._may_clone and (inode := self._clone(entry, into_fd, name, mtime_ns)):
             previous.shared_files += 1
             return inode, False
-        if not previous._may_link or entry.mode & 0o022 or _WRITTEN_BY_PROGRAMS.fullmatch(entry.name):
-            return None
-        if previous._shared and any((self._path(entry) + b"/").startswith(path) for path in previous._shared):
+        if not previous._may_link or not self.linkable(entry):
             return None
         try:
-            os.link(name, name, src_dir_fd=self.fd, dst_dir_fd=into_fd, follow_symlinks=False)
+            os.link(name, name, src_dir_fd=self._fd, dst_dir_fd=into_fd, follow_symlinks=False)
         except OSError as error:
-            if error.errno in _NO_LINK:
+            if error.errno in NO_LINK:
                 return None
             raise
+        previous.links = True
         previous.shared_files += 1
         return found.st_ino, True
+
+    def linkable(self, entry: Entry) -> bool:
+        """Whether nobody but a new release is expected to change it; it may have been, all the same."""
+        if entry.mode & 0o022 or not entry.inode or _WRITTEN_BY_PROGRAMS.fullmatch(entry.name):
+            return False
+        shared = self._previous._shared
+        return not shared or not any((self._path(entry) + b"/").startswith(path) for path in shared)
 
     def _path(self, entry: Entry) -> bytes:
         return self._directory + b"/" + entry.name if self._directory else entry.name
 
     def _clone(self, entry: Entry, into_fd: int, name: str, mtime_ns: int) -> int | None:
         """A file of its own on the same blocks; its inode, or None where the file system cannot."""
-        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             target = os.open(name, flags, 0o600, dir_fd=into_fd)
@@ -171,8 +200,10 @@ def separate(tree: Path, index: Path) -> int:
     reader = IndexReader(index)
     count = 0
     try:
-        for directory, name in reader.linked():
-            path = os.path.join(os.fsencode(tree), directory, name)
+        for directory, entry in reader.all():
+            if not entry.linked:
+                continue
+            path = os.path.join(os.fsencode(tree), directory, entry.name)
             aside = path + b".deployer-copy"
             shutil.copy2(path, aside, follow_symlinks=False)
             os.replace(aside, path)

@@ -41,9 +41,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str]
     staged_at: float  # seconds since the epoch
     deployer: str  # version
+    unindexed: list[str] | None = None
+    """Links of the source, and its directories without a file, before a build made more of them; None: there was no
+    build."""
 
 
-def write(result: StageResult, environment: Environment | None, directory: Path) -> None:
+def write(
+    result: StageResult, environment: Environment | None, directory: Path, unindexed: list[str] | None = None
+) -> None:
     """Raises OSError."""
     manifest = Manifest(
         release=result.name,
@@ -64,12 +69,8 @@ def write(result: StageResult, environment: Environment | None, directory: Path)
         warnings=result.warnings,
         staged_at=round(time.time(), 3),
         deployer=__version__,
+        unindexed=unindexed,
     )
-    save(manifest, directory)
-
-
-def save(manifest: Manifest, directory: Path) -> None:
-    """Raises OSError."""
     write_atomic(directory / NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n", 0o644)
 
 

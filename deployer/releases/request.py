@@ -51,7 +51,7 @@ Source = Directory | Git | Artifact | Package
 
 
 class Again(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="again"):
-    """Copy a release that is there, as it was built; only its environment is read anew. The rest is what is known
+    """Take what a release that is there was made from; only its environment is read anew. The rest is what is known
     of that release, and of the new one."""
 
     release: str
@@ -64,7 +64,6 @@ class Again(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ag
     ref: str | None = None
     files: int = 0
     bytes: int = 0
-    environment: str | None = None
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):

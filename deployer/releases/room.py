@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deployer.errors import DiskError
 from deployer.paths import Layout
+from deployer.releases import envs
 from deployer.releases.request import Again, Directory, StageRequest
 from deployer.releases.sources.base import Exclude
 from deployer.releases.sources.directory import ALWAYS_EXCLUDED
@@ -25,8 +26,7 @@ def check(request: StageRequest, layout: Layout) -> None:
     """Raises DiskError. A guess that does not fit is looked into before it is believed."""
     if request.room is None:
         return
-    found = os.statvfs(layout.releases)
-    free = found.f_bavail * found.f_frsize - min(RESERVE, found.f_blocks * found.f_frsize // RESERVE_SHARE)
+    free = _free(layout.releases)
     if isinstance(request.source, Again):
         needed: float | None = request.source.bytes * GROWTH
     elif request.room.expected_bytes is None:
@@ -40,11 +40,30 @@ def check(request: StageRequest, layout: Layout) -> None:
         needed = _new_bytes(request, request.source, layout, stop_above=free)
     if needed is None or needed <= free:
         return
-    could_go = request.room.could_go
-    raise DiskError(
-        f"there is no room for release {request.name}: nothing was fetched or built",
-        cause=f"it needs about {format_size(int(needed))}, and {format_size(max(0, free))} are free in {layout.root}"
-        " (beside a reserve)",
+    raise _refused(request, layout, f"it needs about {format_size(int(needed))}", free, done="fetched or built")
+
+
+def check_environment(request: StageRequest, layout: Layout) -> None:
+    """The same for a Python environment that has to be built: nobody knows how large it will be, so it is taken to be
+    as large as the largest there is. Raises DiskError."""
+    if request.room is None:
+        return
+    needed, free = envs.largest(layout.envs), _free(layout.root)
+    if needed > free:
+        needs = f"its Python environment has to be built, and the largest there is takes {format_size(needed)}"
+        raise _refused(request, layout, needs, free, done="built")
+
+
+def _free(path: Path) -> int:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize - min(RESERVE, found.f_blocks * found.f_frsize // RESERVE_SHARE)
+
+
+def _refused(request: StageRequest, layout: Layout, needs: str, free: int, *, done: str) -> DiskError:
+    could_go = request.room.could_go if request.room is not None else []
+    return DiskError(
+        f"there is no room for release {request.name}: nothing was {done}",
+        cause=f"{needs}, and {format_size(max(0, free))} are free in {layout.root} (beside a reserve)",
         hint=f"rm -r {layout.release(could_go[0])}  # these could go: {', '.join(could_go)}"
         if could_go
         else f"make room there, then deploy again: df -h {layout.root}",

@@ -1,12 +1,15 @@
 """[release] shared: what outlives a release lies in ROOT/shared, and each release has a link to it.
 
 The first release that ships such a path gives its content; after that ROOT/shared is the application's own, and
-nothing here ever writes to it again.
+nothing here ever writes to it again. Only as long as no release was ever live, what one gave that then failed is
+taken anew from the next, unless somebody changed it.
 """
 
 from __future__ import annotations
 
 import grp
+import hashlib
+import json
 import os
 import pwd
 import secrets
@@ -17,23 +20,67 @@ from pathlib import Path
 
 from deployer.config.model import Config
 from deployer.errors import SourceError
-from deployer.osutil.files import fsync_directory
-from deployer.releases import tree
+from deployer.osutil.files import fsync_directory, write_atomic
+from deployer.releases import digest, tree
 from deployer.releases.sources.base import shown
 
+SEEDS = ".deployer-seeds.json"
+"""In ROOT/shared: by path, the digest of what the last release gave before one was ever live."""
 
-def link(config: Config, partial: Path, shared: Path, tell: Callable[[str], None]) -> list[str]:
+
+def link(
+    config: Config, partial: Path, shared: Path, tell: Callable[[str], None], *, never_live: bool = False
+) -> list[str]:
     """Put the links into the release at `partial`; warnings, one for each path that it ships beside what is shared.
+    `never_live`: no release ever was.
 
     Raises SourceError when a path leaves the release, OSError.
     """
     if not config.release.shared:
         return []
     shared.mkdir(parents=True, exist_ok=True)
-    warnings = []
+    if never_live:
+        _take_back_seeds(config, partial, shared)
+    warnings, seeded = [], {}
     for text in config.release.shared:
+        relative = os.path.normpath(text)
+        is_seed = not os.path.lexists(shared / relative)
         warnings += _link_one(text, config, partial, shared, tell)
+        if never_live and is_seed:
+            seeded[relative] = _digest(shared / relative)
+    if seeded:
+        write_atomic(shared / SEEDS, json.dumps(_seeds(shared) | seeded).encode())
     return warnings
+
+
+def _take_back_seeds(config: Config, partial: Path, shared: Path) -> None:
+    """Those that the release at `partial` ships again, and that nobody has changed."""
+    seeds = _seeds(shared)
+    for relative in map(os.path.normpath, config.release.shared):
+        shipped = os.path.lexists(partial / relative) and not (partial / relative).is_symlink()
+        if shipped and seeds.get(relative) is not None and seeds[relative] == _digest(shared / relative):
+            _discard(shared / relative)
+
+
+def _seeds(shared: Path) -> dict[str, str | None]:
+    try:
+        found: dict[str, str | None] = json.loads((shared / SEEDS).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _digest(path: Path) -> str | None:
+    """Of a file or directory; None of anything else: a link is somebody's own doing."""
+    try:
+        if path.is_symlink():
+            return None
+        if path.is_dir():
+            return digest.tree_digest(path)
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return None
 
 
 def _link_one(text: str, config: Config, partial: Path, shared: Path, tell: Callable[[str], None]) -> list[str]:

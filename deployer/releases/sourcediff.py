@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 from deployer.releases import compare
-from deployer.releases.index import place
+from deployer.releases.index import DamagedError, IndexReader, place
 from deployer.wire.schema import Changes
-
-_ALL = "SELECT directory, name, digest, mode & 64 FROM file"
 
 
 def source_changes(live: Path | None, release: Path, tree: Path) -> Changes:
@@ -35,11 +32,10 @@ def source_changes(live: Path | None, release: Path, tree: Path) -> Changes:
 def _indexed(path: Path) -> dict[str, tuple[bytes, int]] | None:
     """Digest and executable bit of each file by its path; None where there is no index, or a damaged one."""
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
-            rows = db.execute(_ALL).fetchall()
-    except sqlite3.Error:
+        with closing(IndexReader(path)) as index:
+            return {_text(where, entry.name): (entry.digest, entry.mode & 0o100) for where, entry in index.all()}
+    except DamagedError:
         return None
-    return {_text(directory, name): (digest, executable) for directory, name, digest, executable in rows}
 
 
 def _text(directory: bytes, name: bytes) -> str:

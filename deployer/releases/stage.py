@@ -6,6 +6,7 @@ StageRequest from stdin and writes JSON lines (`request.StageLine`); the exit st
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -22,12 +23,11 @@ from deployer.config.model import Config
 from deployer.errors import BuildError, ConfigError, DeployerError, DiskError, Exit, SourceError
 from deployer.osutil.files import fsync_directory
 from deployer.paths import Layout
-from deployer.releases import again, envs, manifest, packaged, process, python, shared, tree
+from deployer.releases import again, envfiles, envs, manifest, packaged, process, python, room, shared, tree
 from deployer.releases.build import Build
 from deployer.releases.fetch import fetch, separate
 from deployer.releases.python import Environment
-from deployer.releases.request import Again, StageRequest, StageResult, decode_request
-from deployer.releases.room import check as check_room
+from deployer.releases.request import Again, Directory, Git, StageRequest, StageResult, decode_request
 from deployer.releases.sourcediff import source_changes
 from deployer.units import format_size
 from deployer.wire.schema import Changes, Problem
@@ -68,12 +68,12 @@ class Staging:
     def run(self) -> bytes:
         """The result's line, which the caller writes when all is on disk. Raises DeployerError, process.Cancelled;
         neither the partial nor the release is then there."""
-        room = "unknown"
+        free = "unknown"
         try:
             self._layout.releases.mkdir(parents=True, exist_ok=True)
-            room = _free(self._layout.releases)
+            free = _free(self._layout.releases)
             request = self._request
-            check_room(request, self._layout)
+            room.check(request, self._layout)
             self._clear()
             result = self._complete(self._make())
             # Encoded before the commit: a result that cannot be told must not leave a release.
@@ -86,7 +86,7 @@ class Staging:
             return line
         except OSError as error:
             self._undo()
-            raise self._disk_error(error, room) from error
+            raise self._disk_error(error, free) from error
         except BaseException:
             self._undo()
             raise
@@ -104,27 +104,25 @@ class Staging:
         self._partial.mkdir(mode=0o755)
 
     def _complete(self, result: StageResult) -> StageResult:
-        source = self._request.source
         if self._request.dry_run:
             return self._looked_at(result)
-        if result.outcome != "staged":
-            return result
-        return self._copied(source, result) if isinstance(source, Again) else self._build(result)
+        return self._build(result) if result.outcome == "staged" else result
 
     def _make(self) -> StageResult:
-        request = self._request
-        if isinstance(request.source, Again):
-            return self._renew(request.source)
+        request, directory = self._without_env_files(), Path(self._request.directory)
         fetched = fetch(request, self._layout, self._partial, _progress)
         origin, summary = fetched.origin, fetched.summary
         config = self._config()
         separate(config, self._layout, request.name, self._partial)
-        env = environment.freeze(config, Path(request.directory))
+        env = environment.freeze(config, directory)
         wanted = self._wanted = python.plan(self._partial, config.build.python, self._layout.envs)
         settings = _settings_digest(config, env, wanted.name if wanted else None)
-        unchanged = summary.digest == request.live_digest and request.live_settings in (None, settings)
+        # What the app wrote into the live release is no reason for another one.
+        same_tree = isinstance(request.source, Again) or summary.digest == request.live_digest
+        unchanged = same_tree and request.live_settings in (None, settings)
         if wanted is not None and not envs.is_whole(self._layout.envs, wanted.name):
             unchanged = False  # somebody removed it: the live release's next worker would not start
+            room.check_environment(request, self._layout)
         return StageResult(
             outcome="same" if unchanged and not request.force else "staged",
             name=request.name,
@@ -141,50 +139,39 @@ class Staging:
             env=packaged.activate(env, self._partial, self._release),
             seconds=round(time.monotonic() - self._started, 3),
             environment=wanted.name if wanted is not None else None,
-            warnings=environment.readable_by_others(config, Path(request.directory)),
+            warnings=[*fetched.warnings, *environment.readable_by_others(config, directory), *self._committed(config)],
         )
 
     def _build(self, result: StageResult) -> StageResult:
         """All that comes after the fetch, each in need of what stands before it; the manifest is the last file."""
         layout, config = self._layout, result.config
-        warnings = [_utf8(text) for text in shared.link(config, self._partial, layout.shared, _progress)]
+        unindexed = again.unindexed(self._partial) if config.build.run else None
+        never_live = self._request.live_digest is None
+        linked = shared.link(config, self._partial, layout.shared, _progress, never_live=never_live)
+        warnings = [_utf8(text) for text in linked]
         for text in warnings:
             _progress(f"warning: {text}")
         result = msgspec.structs.replace(result, warnings=[*result.warnings, *warnings])
         build = Build(result.name, layout, config, env=result.env, environment=self._wanted, tell=_progress)
         self._named = build.run()
-        manifest.write(result, self._wanted, self._release if self._named else self._partial)
+        manifest.write(result, self._wanted, self._release if self._named else self._partial, unindexed)
         return msgspec.structs.replace(result, seconds=round(time.monotonic() - self._started, 3))
 
-    def _renew(self, source: Again) -> StageResult:
-        """The live release with the environment as it is now."""
-        request = self._request
-        config, env = again.plan(request, source)
-        settings = _settings_digest(config, env, source.environment)
-        unchanged = source.tree_digest == request.live_digest and settings == request.live_settings
-        return StageResult(
-            outcome="same" if unchanged and not request.force else "staged",
-            name=request.name,
-            source=source.source,
-            tree_digest=source.tree_digest,
-            settings_digest=settings,
-            commit=source.commit,
-            subject=source.subject,
-            author=source.author,
-            ref=source.ref,
-            files=source.files,
-            bytes=source.bytes,
-            config=config,
-            env=packaged.activate(env, self._layout.release(source.release), self._release),
-            seconds=round(time.monotonic() - self._started, 3),
-            environment=source.environment,
-            warnings=environment.readable_by_others(config, Path(request.directory)),
-        )
+    def _without_env_files(self) -> StageRequest:
+        """The request, with a source that leaves out what is secret."""
+        request, base = self._request, Path(self._request.directory)
+        if not isinstance(request.source, Directory):
+            return request
+        config, path = request.host_config, base / os.path.expanduser(request.source.path) / "deployer.toml"
+        with contextlib.suppress(ConfigError):  # told when its copy is read
+            config = load.overlay(config, path)
+        root, shared = self._layout.root, config.release.shared
+        source = envfiles.leave_out(request.source, config, base, root, _progress, shared=shared)
+        return msgspec.structs.replace(request, source=source)
 
-    def _copied(self, source: Again, result: StageResult) -> StageResult:
-        _progress(f"copying {source.release} as it was built")
-        again.copy(source, result, self._layout, self._partial)
-        return msgspec.structs.replace(result, seconds=round(time.monotonic() - self._started, 3))
+    def _committed(self, config: Config) -> list[str]:
+        source, base = self._request.source, Path(self._request.directory)
+        return envfiles.committed(config, base, source.url, self._partial) if isinstance(source, Git) else []
 
     def _looked_at(self, result: StageResult) -> StageResult:
         """A dry run: what differs from the live release, and no more."""
@@ -196,9 +183,11 @@ class Staging:
 
     def _config(self) -> Config:
         """The host's configuration, overlaid by the release's own; errors name the file, not its temporary place."""
-        path = self._partial / "deployer.toml"
+        request, path = self._request, self._partial / "deployer.toml"
         try:
-            return load.overlay(self._request.host_config, path)
+            if isinstance(request.source, Again):
+                return again.config(request.source, request.host_config, Path(request.directory), self._partial)
+            return load.overlay(request.host_config, path)
         except ConfigError as error:
             told = f"deployer.toml of {self._request.name}"
             error.what = error.what.replace(str(path), told)
@@ -232,13 +221,13 @@ class Staging:
         except OSError as error:
             print(f"cannot remove {self._partial}: {error}", file=sys.stderr)  # the next staging tries again
 
-    def _disk_error(self, error: OSError, room: str) -> DiskError:
+    def _disk_error(self, error: OSError, free: str) -> DiskError:
         serves = "the old release serves" if self._request.live_digest else "nothing was replaced"
         name, root = self._request.name, self._layout.root
         if error.errno in _FULL:
             return DiskError(
                 f"the disk is full: release {name} was removed, {serves}",
-                cause=f"{error.strerror}; before staging {room} were free in {root}",
+                cause=f"{error.strerror}; before staging {free} were free in {root}",
                 hint=f"make room there, then deploy again: df -h {root}",
             )
         where = f" ({error.filename})" if error.filename else ""
@@ -251,8 +240,8 @@ class Staging:
 
 def _free(path: Path) -> str:
     found = os.statvfs(path)
-    room = format_size(found.f_bavail * found.f_frsize)
-    return f"{room} and {found.f_favail} inodes" if found.f_files else room
+    size = format_size(found.f_bavail * found.f_frsize)
+    return f"{size} and {found.f_favail} inodes" if found.f_files else size
 
 
 def _settings_digest(config: Config, env: dict[str, str], wanted: str | None) -> str:

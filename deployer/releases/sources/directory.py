@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from deployer.errors import SourceError
 from deployer.releases.digest import Summary, TreeHash
 from deployer.releases.index import Entry, IndexWriter
+from deployer.releases.linker import Linker, NotLinked
 from deployer.releases.links import OWN, Previous, PreviousDirectory
 from deployer.releases.request import Directory
 from deployer.releases.sources.base import Exclude, Origin, Progress, check_depth, shown
+from deployer.releases.sources.filecopy import OPEN, ChangedError, content, copy_link, copy_whole, is_settled, lstat
 from deployer.releases.sources.ignore import Ignore, Level
 from deployer.units import format_size
 
@@ -25,12 +27,9 @@ TRIES = 5
 """How often a file or directory that changes under the copy is copied anew before that is an error."""
 RETRY_PAUSE_S = 0.05
 """Between tries: an editor or compiler has then finished the file it was writing."""
-CHUNK = 1 << 20  # bytes read at a time: memory does not grow with the files
-SETTLED_NS = 100_000_000  # a file changed so recently may change again within the same tick of the clock
 PROGRESS_S = 2.0  # between two lines of progress
 
 _REPLACED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE}
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # NONBLOCK: a name that became a fifo
 _SPECIAL: list[tuple[Callable[[int], bool], str]] = [
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISFIFO, "a fifo"),
@@ -42,10 +41,6 @@ _SPECIAL: list[tuple[Callable[[int], bool], str]] = [
 _Record = tuple[bytes, int, bytes, int]
 """One entry for the digest: path, kind, content digest or link target, size."""
 _FILE, _EXECUTABLE, _LINK, _DIRECTORY = range(4)
-
-
-class _ChangedError(Exception):
-    """What is being copied is not what it was a moment ago."""
 
 
 def copy(
@@ -63,7 +58,10 @@ def copy(
     copier = _Copier(path, into, exclude, Exclude(source.include), index, previous, progress)
     copier.leave_out(root)
     copier.leave_out(into)
-    summary = copier.run()
+    try:
+        summary = copier.run()
+    finally:
+        copier.close()
     shared = previous.shared_files
     unchanged = f", {shared} of them unchanged and shared with the release before" if shared else ""
     progress(f"copied {summary.files} files, {format_size(summary.bytes)}{unchanged}")
@@ -87,24 +85,42 @@ def _check(path: Path, root: Path) -> None:
 
 
 class _Place:
-    """The directory that is being copied: descriptors of it, of the new one and of the previous release's."""
+    """The directory that is being copied: descriptors of it and of the new one, and the previous release's."""
 
-    def __init__(self, relative: str, fd: int, new: int, old: PreviousDirectory | None, ignores: list[Level]) -> None:
+    def __init__(
+        self, relative: str, fd: int, target: str, old: PreviousDirectory | None, ignores: list[Level]
+    ) -> None:
         self.relative = relative
         self.prefix = os.fsencode(relative) + b"/" if relative else b""
         self.fd = fd
-        self.new = new
         self.old = old
         self.ignores = ignores
         self.entries: list[Entry] = []
         self.own: set[bytes] = set()  # names of files that no release may share
+        self.to_link: list[Entry] = []
+        self._target = target
+        self._new = -1
+
+    @property
+    def new(self) -> int:
+        """Opened when something is to be written there: of a directory that did not change, nothing is."""
+        if self._new < 0:
+            self._new = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self._new
+
+    def close(self) -> None:
+        os.close(self.fd)
+        if self._new >= 0:
+            os.close(self._new)
+        if self.old is not None:
+            self.old.close()
 
 
 @dataclass(slots=True)
 class _Level:
     """A directory whose own entries are copied, and which of its records are still to be counted."""
 
-    target: str
+    relative: str
     found: os.stat_result
     ignores: list[Level]
     records: Iterator[_Record]
@@ -134,6 +150,11 @@ class _Copier:
         self._left_out: set[tuple[int, int]] = set()
         self._told_at = time.monotonic()
         self._files = 0
+        self._linker: Linker | None = None
+
+    def close(self) -> None:
+        if self._linker is not None:
+            self._linker.close()
 
     def leave_out(self, path: Path) -> None:
         """By identity, not by name: ROOT may be reached through a link or a bind mount."""
@@ -158,11 +179,45 @@ class _Copier:
                 else:
                     total.file(path, kind == _EXECUTABLE, value, size)
             else:
-                # Its own mode may forbid writing into it, and each entry made moves its mtime: now that all is in it.
-                os.chmod(level.target, stat.S_IMODE(level.found.st_mode) & 0o777)
-                os.utime(level.target, ns=(level.found.st_atime_ns, level.found.st_mtime_ns))
+                self._seal(level)
                 pending.pop()
+        for missing in self._linker.finish() if self._linker else []:
+            self._copy_after_all(missing)
         return total.summary()
+
+    def _seal(self, level: _Level) -> None:
+        """Its own mode may forbid writing into it, and each entry made moves its mtime: now that all is in it."""
+        mode, times_ns = stat.S_IMODE(level.found.st_mode) & 0o777, (level.found.st_atime_ns, level.found.st_mtime_ns)
+        if self._linker is not None:
+            self._linker.seal(os.fsencode(level.relative), mode, times_ns)
+        else:
+            path = os.path.join(self._into, level.relative)
+            os.chmod(path, mode)
+            os.utime(path, ns=times_ns)
+
+    def _copy_after_all(self, missing: NotLinked) -> None:
+        """What another process was to link, and could not; its digest is part of the total already."""
+        relative, name = os.fsdecode(missing.directory), os.fsdecode(missing.name)
+        target = os.path.join(self._into, relative)
+        kept = os.stat(target)
+        expected = self._index.directory(missing.directory)[missing.name]
+        place = _Place(relative, self._open_directory(relative), target, None, [])
+        if missing.own:
+            place.own.add(missing.name)
+            self._previous.changed(missing.directory, missing.name, missing.links)
+        try:
+            os.chmod(target, 0o700)
+            made = self._copy_file(place, f"{relative}/{name}" if relative else name, missing.name, name)
+            os.chmod(target, stat.S_IMODE(kept.st_mode))
+            os.utime(target, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+        except ChangedError:
+            made = None
+        finally:
+            place.close()
+        if made is None or (made.digest, made.mode) != (expected.digest, expected.mode):
+            raise _unstable(self._path(f"{relative}/{name}"))
+        self._previous.shared_files -= 1
+        self._index.put(missing.directory, [made])
 
     def _copy_directory(self, relative: str, ignores: list[Level]) -> _Level:
         """Copy what is no directory; note those that are. Anew when the list of names changed meanwhile."""
@@ -175,32 +230,38 @@ class _Copier:
                 _empty(target)
             try:
                 return self._copy_entries(relative, target, ignores)
-            except _ChangedError:
+            except ChangedError:
                 continue
         raise _unstable(self._path(relative))
 
     def _copy_entries(self, relative: str, target: str, ignores: list[Level]) -> _Level:
         fd = self._open_directory(relative)
-        old = self._previous.open(os.fsencode(relative))
-        new = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        place = _Place(relative, fd, target, self._previous.open(os.fsencode(relative)), ignores)
         try:
             before = os.fstat(fd)
             with os.scandir(fd) as scan:
-                entries = sorted([(os.fsencode(entry.name), entry) for entry in scan], key=_first)
-            own = self._ignore.level(f"/proc/self/fd/{fd}/.gitignore", relative) if _has_gitignore(entries) else None
-            ignores = ignores if own is None else [*ignores, own]
-            place = _Place(relative, fd, new, old, ignores)
+                entries = sorted([(os.fsencode(entry.name), entry) for entry in scan], key=itemgetter(0))
+            has_own = any(raw == b".gitignore" for raw, _ in entries)
+            own = self._ignore.level(f"/proc/self/fd/{fd}/.gitignore", relative) if has_own else None
+            if own is not None:
+                place.ignores = [*ignores, own]
             records = [record for raw, entry in entries if (record := self._copy_entry(place, raw, entry)) is not None]
             if os.fstat(fd).st_mtime_ns != before.st_mtime_ns:
-                raise _ChangedError
+                raise ChangedError
         finally:
-            os.close(new)
-            os.close(fd)
-            if old is not None:
-                old.close()
-        self._index.put(os.fsencode(relative), place.entries)
+            place.close()
+        if place.to_link:
+            self._link(os.fsencode(relative), place.to_link)
+        if place.entries:
+            self._index.put(os.fsencode(relative), place.entries)
         self._tell()
-        return _Level(target, before, ignores, iter(records))
+        return _Level(relative, before, place.ignores, iter(records))
+
+    def _link(self, directory: bytes, entries: list[Entry]) -> None:
+        if self._linker is None:
+            self._linker = Linker(self._previous.path, os.fsencode(self._into))
+        self._linker.link(directory, entries)
+        self._previous.shared_files += len(entries)
 
     def _copy_entry(self, place: _Place, raw: bytes, entry: os.DirEntry[str]) -> _Record | None:
         name = entry.name
@@ -215,13 +276,13 @@ class _Copier:
             return path, _DIRECTORY, b"", 0
         if entry.is_symlink():
             self._files += 1
-            return path, _LINK, _copy_link(place.fd, name, place.new), 0
+            return path, _LINK, copy_link(place.fd, name, place.new), 0
         if entry.is_file(follow_symlinks=False):
             self._files += 1
             try:
                 found = entry.stat(follow_symlinks=False)
             except FileNotFoundError as error:
-                raise _ChangedError from error
+                raise ChangedError from error
             made = self._share(place, raw, name, found) or self._copy_file(place, child, raw, name)
             place.entries.append(made)
             return path, _EXECUTABLE if made.mode & 0o100 else _FILE, made.digest, made.size
@@ -238,7 +299,7 @@ class _Copier:
         )
 
     def _identity(self, fd: int, name: str) -> tuple[int, int]:
-        found = _lstat(fd, name)
+        found = lstat(fd, name)
         return found.st_dev, found.st_ino
 
     def _share(self, place: _Place, raw: bytes, name: str, found: os.stat_result) -> Entry | None:
@@ -249,15 +310,19 @@ class _Copier:
             return None
         known = (old.source_inode, old.source_ctime_ns) == (found.st_ino, found.st_ctime_ns)
         # Another inode or a moved ctime with the same size and time: a new checkout, or a build that sets all times.
-        if not known and _content(place.fd, name) != old.digest:
+        if not known and content(place.fd, name) != old.digest:
             return None
-        shared = place.old.share(old, place.new, name, found.st_mtime_ns)
+        shared: tuple[int, bool] | None = (old.inode, True)
+        if self._previous.links and place.old.linkable(old):
+            place.to_link.append(old)
+        else:
+            shared = place.old.share(old, place.new, name, found.st_mtime_ns)
         if shared is None:
             return None
         if shared == OWN:
             place.own.add(raw)
             return None
-        ctime_ns = found.st_ctime_ns if known or _is_settled(found) else 0
+        ctime_ns = found.st_ctime_ns if known or is_settled(found) else 0
         return Entry(raw, old.size, old.mtime_ns, old.mode, shared[0], shared[1], found.st_ino, ctime_ns, old.digest)
 
     def _copy_file(self, place: _Place, relative: str, raw: bytes, name: str) -> Entry:
@@ -266,7 +331,7 @@ class _Copier:
                 time.sleep(RETRY_PAUSE_S)
             source = self._open(name, place.fd, relative)
             try:
-                made = _copy_whole(source, raw, name, place.new)
+                made = copy_whole(source, raw, name, place.new)
             finally:
                 os.close(source)
             if made is not None:
@@ -277,21 +342,21 @@ class _Copier:
     def _open_directory(self, relative: str) -> int:
         try:
             # The top may be named through a link (`path = "current-build"`); below it none is followed.
-            flags = os.O_DIRECTORY | (_OPEN if relative else _OPEN & ~os.O_NOFOLLOW)
+            flags = os.O_DIRECTORY | (OPEN if relative else OPEN & ~os.O_NOFOLLOW)
             return os.open(self._path(relative), flags)
         except OSError as error:
             raise _unreadable(self._path(relative), error) from error
 
     def _open(self, name: str, fd: int, relative: str) -> int:
         try:
-            return os.open(name, _OPEN, dir_fd=fd)
+            return os.open(name, OPEN, dir_fd=fd)
         except OSError as error:
             if error.errno in _REPLACED:
-                raise _ChangedError from error
+                raise ChangedError from error
             raise _unreadable(self._path(relative), error) from error
 
     def _skip_special(self, fd: int, relative: str, name: str) -> None:
-        mode = _lstat(fd, name).st_mode
+        mode = lstat(fd, name).st_mode
         kind = next((text for test, text in _SPECIAL if test(mode)), "a special file")
         self._progress(f"skipped {shown(relative)}: {kind}")
 
@@ -303,92 +368,6 @@ class _Copier:
         if now - self._told_at >= PROGRESS_S:
             self._told_at = now
             self._progress(f"copied {self._files} files so far")
-
-
-def _first(pair: tuple[bytes, os.DirEntry[str]]) -> bytes:
-    return pair[0]
-
-
-def _has_gitignore(entries: list[tuple[bytes, os.DirEntry[str]]]) -> bool:
-    return any(raw == b".gitignore" for raw, _ in entries)
-
-
-def _copy_link(fd: int, name: str, new: int) -> bytes:
-    found = _lstat(fd, name)
-    try:
-        pointed = os.readlink(name, dir_fd=fd)
-    except OSError as error:
-        raise _ChangedError from error
-    os.symlink(pointed, name, dir_fd=new)
-    os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=new, follow_symlinks=False)
-    return os.fsencode(pointed)
-
-
-def _copy_whole(source: int, raw: bytes, name: str, into: int) -> Entry | None:
-    """Copy an open file; None when it changed on the way (the target is then not to be used)."""
-    before = os.fstat(source)
-    if not stat.S_ISREG(before.st_mode):
-        raise _ChangedError
-    mode = stat.S_IMODE(before.st_mode) & 0o777
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=into)
-    try:
-        copied, digest = _copy_bytes(source, fd, before.st_size)
-        os.fchmod(fd, mode)
-        os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
-        inode = os.fstat(fd).st_ino
-    finally:
-        os.close(fd)
-    after = os.fstat(source)
-    same = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    if not same or copied != before.st_size:
-        return None
-    ctime_ns = after.st_ctime_ns if _is_settled(after) else 0
-    return Entry(raw, copied, before.st_mtime_ns, mode, inode, False, before.st_ino, ctime_ns, digest)
-
-
-def _is_settled(found: os.stat_result) -> bool:
-    """Whether a later write must show in the ctime: its clock ticks in steps."""
-    return time.time_ns() - found.st_ctime_ns > SETTLED_NS
-
-
-def _copy_bytes(source: int, target: int, size: int) -> tuple[int, bytes]:
-    """Copy up to the end of the file: how many bytes, and their digest.
-
-    Stops early past `size`, the file's size before: one that grows as fast as it is copied would have no end.
-    """
-    value = hashlib.sha256()
-    copied = 0
-    while copied <= size and (chunk := os.read(source, CHUNK)):
-        value.update(chunk)
-        rest = memoryview(chunk)
-        while rest:
-            rest = rest[os.write(target, rest) :]
-        copied += len(chunk)
-    return copied, value.digest()
-
-
-def _content(fd: int, name: str) -> bytes | None:
-    """The digest of a file of the source; None when it cannot be had: copying it tells why."""
-    try:
-        source = os.open(name, _OPEN, dir_fd=fd)
-    except OSError:
-        return None
-    value = hashlib.sha256()
-    try:
-        while chunk := os.read(source, CHUNK):
-            value.update(chunk)
-    except OSError:
-        return None
-    finally:
-        os.close(source)
-    return value.digest()
-
-
-def _lstat(fd: int, name: str) -> os.stat_result:
-    try:
-        return os.stat(name, dir_fd=fd, follow_symlinks=False)
-    except FileNotFoundError as error:
-        raise _ChangedError from error
 
 
 def _empty(directory: str) -> None:

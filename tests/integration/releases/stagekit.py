@@ -16,10 +16,11 @@ import msgspec
 from deployer.config.model import Config, Listen, Worker
 from deployer.config.model import Source as SourceTable
 from deployer.paths import Layout
-from deployer.releases.request import Source, StageRequest, encode_request
+from deployer.releases.request import Directory, Source, StageRequest, encode_request
 
 COMMAND = (sys.executable, "-P", "-m", "deployer.releases.stage")
 BOUND_S = 30.0
+HERE = Directory(path=".")
 CONFIG = Config(
     name="shop",
     worker=Worker(command="serve {fd}"),
@@ -142,3 +143,28 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def write(top: Path, **texts: str) -> None:
+    """`a__b_txt`-like names are unreadable: pass a dictionary by `**`."""
+    for name, text in texts.items():
+        path = top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def settle(top: Path) -> None:
+    """Files as old as a source's usually are: the clock of ctime ticks in steps."""
+    for path in top.rglob("*"):
+        if path.is_file():
+            os.utime(path, (1_600_000_000, 1_600_000_000))
+
+
+def stage(stager: Stager, name: str, source: Directory = HERE, **config: Any) -> dict[str, Any]:
+    done = stager.run(source, name, host_config=msgspec.structs.replace(CONFIG, **config))
+    assert done.result is not None, done.error
+    return done.result
+
+
+def inode(path: Path) -> int:
+    return path.stat().st_ino

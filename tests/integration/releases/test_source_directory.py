@@ -9,45 +9,19 @@ from typing import Any
 
 import msgspec
 import pytest
-from stagekit import CONFIG, Repository, Stager
+from stagekit import CONFIG, HERE, Repository, Stager, inode, settle, stage, write
 
 from deployer.config.model import Build, Release
 from deployer.config.model import Source as SourceTable
 from deployer.releases.digest import tree_digest
 from deployer.releases.request import Directory
 
-HERE = Directory(path=".")
 OURS = {".deployer.json"}
 
 
 def files(tree: Path) -> set[str]:
     found = {str(path.relative_to(tree)) for path in tree.rglob("*") if not path.is_dir() or path.is_symlink()}
     return found - OURS
-
-
-def write(top: Path, **texts: str) -> None:
-    """`a__b_txt`-like names are unreadable: pass a dictionary by `**`."""
-    for name, text in texts.items():
-        path = top / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-def settle(top: Path) -> None:
-    """Files as old as a source's usually are: the clock of ctime ticks in steps."""
-    for path in top.rglob("*"):
-        if path.is_file():
-            os.utime(path, (1_600_000_000, 1_600_000_000))
-
-
-def stage(stager: Stager, name: str, source: Directory = HERE, **config: Any) -> dict[str, Any]:
-    done = stager.run(source, name, host_config=msgspec.structs.replace(CONFIG, **config))
-    assert done.result is not None, done.error
-    return done.result
-
-
-def inode(path: Path) -> int:
-    return path.stat().st_ino
 
 
 def test_gitignore_is_read_as_git_reads_it(repository: Repository, stager: Stager) -> None:

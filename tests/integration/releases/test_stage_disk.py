@@ -8,10 +8,13 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
-from stagekit import Done, Repository, Stager
+from stagekit import CONFIG, Done, Repository, Stager
 
-from deployer.releases.request import Directory, Git
+from deployer.config.model import Build
+from deployer.releases import envs, python
+from deployer.releases.request import Directory, Git, Room
 
 MEGABYTE = 1 << 20
 
@@ -99,3 +102,25 @@ def test_a_root_that_may_not_be_written(stager: Stager) -> None:
     assert done.exit == 6
     assert "cannot write release v1" in done.told
     assert str(stager.layout.releases) in done.told
+
+
+def test_an_environment_that_would_not_fit_is_not_begun(stager: Stager) -> None:
+    """Known from those there are; an unchanged lock file needs no room."""
+    (stager.directory / "requirements.txt").write_text("six==1.16.0\n")
+    settings = msgspec.structs.replace(CONFIG, build=Build(python="uv"))
+    home = stager.layout.envs / "other-1a2b3c"
+    home.mkdir(parents=True)
+    (home / envs.SIZE).write_text(str(1 << 60))
+    (stager.layout.envs / "other").symlink_to(home.name)
+    done = stager.run(Directory(path="."), host_config=settings, room=Room())
+    assert done.exit == 6
+    assert done.error is not None
+    assert (done.error["reason"], done.error["what"]) == ("disk", "there is no room for release v1: nothing was built")
+    assert not any("building" in line for line in done.progress)
+    assert os.listdir(stager.layout.releases) == []
+    wanted = python.plan(stager.directory, "uv", stager.layout.envs)
+    assert wanted is not None
+    (home / "bin").mkdir()
+    (home / "bin" / "python").touch(mode=0o755)
+    (stager.layout.envs / wanted.name).symlink_to(home.name)
+    assert stager.run(Directory(path="."), host_config=settings, room=Room()).exit == 0

@@ -62,6 +62,39 @@ def test_the_first_release_seeds_and_later_ones_only_link(shop: Shop) -> None:
     assert (link / "first.txt").samefile(second / "first.txt")
 
 
+def test_the_seed_of_a_release_that_never_went_live_is_taken_anew(shop: Shop) -> None:
+    """Its corrected successor seeds, in place of what nobody has changed; also where the first shipped nothing yet."""
+    (shop.source / "app.sqlite3").write_text("wrong")
+    paths = ["uploads", "app.sqlite3", "cache"]
+    shop.stage("v1", paths)
+    (shop.source / "app.sqlite3").write_text("right")
+    (shop.source / "uploads" / "second.txt").write_text("more")
+    (shop.source / "cache").mkdir()
+    (shop.source / "cache" / "warm").write_text("x")
+    assert warnings(shop.stage("v2", paths)) == []
+    assert (shop.shared / "app.sqlite3").read_text() == "right"
+    assert sorted(os.listdir(shop.shared / "uploads")) == ["first.txt", "second.txt"]
+    assert os.listdir(shop.shared / "cache") == ["warm"]
+    (shop.source / "app.sqlite3").write_text("third")
+    assert len(warnings(shop.stage("v3", paths, live_digest="of v2"))) == 3
+    assert (shop.shared / "app.sqlite3").read_text() == "right"
+
+
+def test_what_was_changed_or_lay_there_before_any_release_is_nobodys_seed(shop: Shop) -> None:
+    """The failed release's worker wrote into the one, a person put the other there."""
+    (shop.source / "app.sqlite3").write_text("schema")
+    shop.shared.mkdir()
+    (shop.shared / "uploads").mkdir()
+    (shop.shared / "uploads" / "first.txt").write_text("seed")
+    shop.stage("v1", ["uploads", "app.sqlite3"])
+    (shop.shared / "app.sqlite3").write_text("schema and rows")
+    (shop.source / "app.sqlite3").write_text("another schema")
+    (shop.source / "uploads" / "first.txt").write_text("another seed")
+    assert len(warnings(shop.stage("v2", ["uploads", "app.sqlite3"]))) == 2
+    assert (shop.shared / "app.sqlite3").read_text() == "schema and rows"
+    assert (shop.shared / "uploads" / "first.txt").read_text() == "seed"
+
+
 def test_links_lie_deep_in_the_release_and_name_files_too(shop: Shop) -> None:
     """Parents are made; a file that nobody has yet is made by who writes it, a directory is there at once."""
     assert warnings(shop.stage("v1", ["var/data/app.sqlite3", "public/media", "var/spool/"])) == []

@@ -27,7 +27,7 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
     store.close()
 
 
-def stage(catalog: Catalog, layout: Layout, commit: str, digest: str) -> str:
+def stage(catalog: Catalog, layout: Layout, commit: str, digest: str, environment: str | None = None) -> str:
     name = catalog.open(source="x", origin="git x", who="ana", message=None)
     layout.release(name).mkdir()
     catalog.staged(
@@ -46,9 +46,18 @@ def stage(catalog: Catalog, layout: Layout, commit: str, digest: str) -> str:
             config=Config(name="shop", worker=Worker(command="true", env={"A": "1"})),
             env={"A": "secret"},
             seconds=0.1,
+            environment=environment,
         )
     )
     return name
+
+
+def environment(layout: Layout, name: str) -> Path:
+    """One that looks whole; its interpreter."""
+    python = layout.envs / name / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch(mode=0o755)
+    return python
 
 
 def test_what_goes_is_no_target_from_the_moment_it_is_journaled(catalog: Catalog, tmp_path: Path) -> None:
@@ -108,3 +117,28 @@ def test_a_detail_has_the_names_of_variables_and_no_values(catalog: Catalog) -> 
 def test_the_size_to_expect_is_that_of_the_last_release_of_the_source(catalog: Catalog) -> None:
     assert catalog.expected_bytes("git x") == 10
     assert catalog.expected_bytes("git y") is None
+
+
+def test_a_release_without_its_python_environment_is_no_target(catalog: Catalog, tmp_path: Path) -> None:
+    """The default passes over it, who names it is told what is missing and how to get it back; it may be pinned."""
+    layout = Layout(tmp_path)
+    python = environment(layout, "e")
+    fourth, fifth = stage(catalog, layout, "cccc4444", "tree 4", "e"), stage(catalog, layout, "dddd5555", "tree 5")
+    catalog.promoted(fourth, "v3", back=False)
+    catalog.promoted(fifth, fourth, back=False)
+    assert (catalog.last_good(fifth), catalog.target(fourth), catalog.of_commit("cccc")) == ("v4", "v4", "v4")
+    python.unlink()
+    gone = f"its Python environment is gone ({layout.envs / 'e'})"
+    assert catalog.last_good(fifth) == "v3"
+    with pytest.raises(NoSuchReleaseError, match="v4 cannot be rolled back to") as refused:
+        catalog.target(fourth)
+    assert refused.value.cause == gone
+    assert refused.value.hint == "deployer deploy --ref cccc4444  # builds the environment anew"
+    with pytest.raises(NoSuchReleaseError, match="no release of commit cccc") as refused:
+        catalog.of_commit("cccc")
+    assert refused.value.cause == f"v4: {gone}"
+    catalog.condemn(["v1", "v2", "v3"])
+    with pytest.raises(NoSuchReleaseError, match="no release to roll back to") as refused:
+        catalog.last_good(fifth)
+    assert refused.value.cause == f"v4: {gone}"
+    catalog.pin(fourth, pinned=True)

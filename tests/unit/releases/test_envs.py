@@ -75,3 +75,18 @@ def test_nothing_is_removed_while_an_environment_is_built(tmp_path: Path) -> Non
 def test_a_root_without_environments_has_none_to_remove(tmp_path: Path) -> None:
     """Most have none."""
     assert envs.unused(tmp_path / "envs", []) == []
+
+
+def test_the_largest_is_measured_once(tmp_path: Path) -> None:
+    """What is on the disk counts, not what killed builds left; and an environment does not change."""
+    assert envs.largest(tmp_path / "none") == 0
+    small, large = build(tmp_path, "small"), build(tmp_path, "large")
+    (small / "module.py").write_bytes(b"x" * 10_000)
+    (large / "module.py").write_bytes(b"x" * 1_000_000)
+    killed = tmp_path / "other-1a2b3c"
+    killed.mkdir()
+    (killed / "module.py").write_bytes(b"x" * 9_000_000)
+    found = envs.largest(tmp_path)
+    assert 1_000_000 <= found < 1_100_000
+    (large / "module.py").unlink()
+    assert envs.largest(tmp_path) == found

@@ -11,7 +11,7 @@ import pytest
 from deployer.config.model import Config, Worker
 from deployer.errors import DiskError, Exit
 from deployer.paths import Layout
-from deployer.releases import room
+from deployer.releases import envs, room
 from deployer.releases.request import Directory, Git, Room, StageRequest
 
 MEGABYTE = 1 << 20
@@ -73,3 +73,24 @@ def test_a_directory_is_measured_as_it_would_be_copied(layout: Layout) -> None:
     copy = sparse(layout.release("v8") / "asset", 500 * MEGABYTE)
     os.utime(copy, ns=(0, big.stat().st_mtime_ns))
     room.check(request(layout, directory, Room(expected_bytes=500 * MEGABYTE, previous="v8")), layout)
+
+
+def test_an_environment_that_must_be_built_is_taken_to_be_as_large_as_the_largest(layout: Layout) -> None:
+    """90 of the 100 MB may be used."""
+    git = request(layout, Git(url="x"), Room(could_go=["v2"]))
+    room.check_environment(git, layout)
+    for name, size in (("small", 10), ("large", 89)):
+        home = layout.envs / f"{name}-1a2b3c"
+        home.mkdir(parents=True)
+        (layout.envs / name).symlink_to(home.name)
+        (home / envs.SIZE).write_text(str(size * MEGABYTE))
+    room.check_environment(git, layout)
+    (layout.envs / "large" / envs.SIZE).write_text(str(90 * MEGABYTE))
+    with pytest.raises(DiskError) as refused:
+        room.check_environment(git, layout)
+    error = refused.value
+    assert (error.exit_code, error.reason) == (Exit.NOT_STARTED, "disk")
+    assert error.what == "there is no room for release v9: nothing was built"
+    assert "the largest there is takes 90 MB, and 90 MB are free" in (error.cause or "")
+    assert "v2" in (error.hint or "")
+    room.check_environment(request(layout, Git(url="x"), None), layout)
