@@ -75,7 +75,7 @@ class Layout:
         return self.root / "hooks"
 
     def rollout_log(self, number: int) -> Path:
-        """What builds and hooks of one rollout print."""
+        """What the hooks of one rollout print."""
         return self.logs / f"rollout-{number}.log"
 
     @property

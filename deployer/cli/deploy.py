@@ -78,6 +78,9 @@ def run(
     )
     if dry_run:
         return plan.show(session, session.client.plan_deploy(request))
+    turns.refuse_in_own_hook(
+        session, queue=queue and not detach, supersede=supersede, hint="deployer deploy --queue --detach"
+    )
     info = session.client.deploy(request)
     return detached(session, info) if detach else watch(session, info, timeout=limit, mine=True)
 

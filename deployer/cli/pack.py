@@ -12,6 +12,7 @@ from deployer.cli.session import Session
 from deployer.config.load import FILE_NAME, load
 from deployer.config.rules import slug
 from deployer.errors import UsageError
+from deployer.releases.envfiles import leave_out
 from deployer.releases.pack import pack
 from deployer.releases.request import Directory
 from deployer.units import format_size
@@ -25,8 +26,8 @@ def run(
     """Make an artifact of a directory, to be deployed elsewhere.
 
     The .tar.gz is the same wherever it is made. Left out is what a deploy of the directory leaves out
-    (.gitignore, `exclude`). The digest is printed and written to FILE.sha256; deploy it with: deployer deploy FILE,
-    or a URL and --sha256.
+    (.gitignore, `exclude`, an env_file). The digest is printed and written to FILE.sha256; deploy it with:
+    deployer deploy FILE, or a URL and --sha256.
     """
     name, source, root = _what(session, path)
     if not Path(source.path).is_dir():
@@ -54,5 +55,6 @@ def _what(session: Session, path: Path | None) -> tuple[str, Directory, Path]:
     loaded = load(file)
     source = loaded.config.source
     directory = place if path is not None else loaded.source_dir or loaded.directory
-    taken = Directory(path=str(directory), include=source.include, exclude=source.exclude)
+    whole = Directory(path=str(directory), include=source.include, exclude=source.exclude)
+    taken = leave_out(whole, loaded.config, loaded.directory, loaded.root, session.out.note)
     return loaded.config.name, taken, loaded.root

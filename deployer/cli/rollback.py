@@ -38,4 +38,7 @@ def run(
     )
     if dry_run:
         return plan.show(session, session.client.plan_rollback(request))
+    turns.refuse_in_own_hook(
+        session, queue=queue, supersede=supersede, hint="let an after_canary hook exit 1: that puts all back"
+    )
     return watch(session, session.client.rollback(request), mine=True)

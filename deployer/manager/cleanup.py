@@ -1,10 +1,12 @@
-"""After a rollout: releases and environments that nobody needs any more are removed. What fails is a warning."""
+"""After a rollout: releases, environments and logs that nobody needs any more are removed. What fails is a warning."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
 
 import structlog
 
@@ -13,6 +15,8 @@ from deployer.paths import Layout
 from deployer.releases import envs, tree
 from deployer.releases.catalog import Catalog
 from deployer.releases.retention import promoted, removable
+
+ROLLOUT_LOGS = 50  # kept, each of at most 16 MB
 
 log = structlog.get_logger()
 
@@ -40,10 +44,13 @@ class CleanUp:
         self._catalog.condemn(names)  # from here on no rollback goes to them, were we killed in the middle of one
         if names:
             log.info("releases.removing", releases=names)
-        return await asyncio.to_thread(self._remove, self._catalog.condemned())
+        # Listed here: a rollout that begins while the thread removes finds its own log where it put it.
+        logs = [*self._catalog.spent_logs(keep.keep_failed), *oldest(self._layout.logs.glob("rollout-*.log"))]
+        return await asyncio.to_thread(self._remove, self._catalog.condemned(), logs)
 
-    def _remove(self, names: Sequence[str]) -> list[str]:
-        return [text for name in names if (text := self._attempt(name)) is not None]
+    def _remove(self, names: Sequence[str], logs: Sequence[Path]) -> list[str]:
+        releases = [text for name in names if (text := self._attempt(name)) is not None]
+        return releases + [text for path in logs if (text := _unlink(path)) is not None]
 
     def _attempt(self, name: str) -> str | None:
         try:
@@ -66,3 +73,21 @@ class CleanUp:
                 log.warning("environment.not_removed", environment=path.name, error=str(error))
                 warnings.append(f"environment {path.name} could not be removed: {error.strerror or error} ({path})")
         return warnings
+
+
+def oldest(logs: Iterable[Path]) -> list[Path]:
+    """All but the ROLLOUT_LOGS that were written to last."""
+    written = {}
+    for path in logs:
+        with contextlib.suppress(FileNotFoundError):  # another clean-up was faster
+            written[path] = path.stat().st_mtime_ns
+    return sorted(written, key=lambda path: written[path], reverse=True)[ROLLOUT_LOGS:]
+
+
+def _unlink(path: Path) -> str | None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("log.not_removed", path=str(path), error=str(error))
+        return f"the log {path} could not be removed: {error.strerror or error}"
+    return None

@@ -14,7 +14,7 @@ import msgspec
 from deployer.config.model import Config
 from deployer.errors import DeployerError, Exit
 from deployer.paths import Layout
-from deployer.releases import settings, tree
+from deployer.releases import envs, settings, tree
 from deployer.releases.release import Release
 from deployer.releases.request import Again, StageResult
 from deployer.releases.retention import Kept
@@ -22,6 +22,7 @@ from deployer.state.store import Store
 from deployer.wire.schema import Changes, ReleaseDetail, ReleaseInfo, RolloutInfo
 
 SHORTEST_COMMIT = 4
+_GONE = "(state = 'failed' AND config IS NULL) OR removed_at IS NOT NULL"
 _PROMOTED = "SELECT * FROM releases WHERE promoted_at IS NOT NULL AND removed_at IS NULL ORDER BY promoted_at DESC"
 
 
@@ -89,9 +90,8 @@ class Catalog:
         """Remove what killed stagings and removals left on disk; what could not be removed is in nobody's way. A
         directory that no row knows of is left alone: after state.db was put back from its copy, it may be what
         visitors see."""
-        gone = "(state = 'failed' AND config IS NULL) OR removed_at IS NOT NULL"
         faults = []
-        for row in self._store.rows(f"SELECT number FROM releases WHERE {gone}"):  # noqa: S608
+        for row in self._store.rows(f"SELECT number FROM releases WHERE {_GONE}"):  # noqa: S608
             try:
                 tree.remove(self._layout.release(f"v{row['number']}"))
             except OSError as error:
@@ -100,9 +100,7 @@ class Catalog:
 
     def pin(self, name: str, *, pinned: bool) -> None:
         """Retention leaves it alone, or no longer does."""
-        row = self._row(name)
-        if pinned and not self._runnable(row):
-            cause = "retention removed its files" if row["removed_at"] else f"it is {row['state']}: there are no files"
+        if pinned and (cause := self._without_files(self._row(name))):
             raise NoSuchReleaseError(f"{name} cannot be pinned", cause=cause, hint="deployer releases")
         self._update(name, pinned=int(pinned))
 
@@ -127,6 +125,17 @@ class Catalog:
             for row in rows
             if self._layout.release(name := f"v{row['number']}").is_dir()
         ]
+
+    def spent_logs(self, keep_failed: int) -> list[Path]:
+        """Logs of builds whose release is gone. One that failed to be built has nothing but its log for inspection:
+        the last `keep_failed` of these stay."""
+        rows = self._store.rows(f"SELECT number, removed_at FROM releases WHERE {_GONE} ORDER BY number DESC")  # noqa: S608
+        there = set(self._layout.logs.glob("build-v*.log"))
+        found = [
+            (log, row["removed_at"]) for row in rows if (log := self._layout.build_log(f"v{row['number']}")) in there
+        ]
+        failed = [log for log, removed_at in found if removed_at is None]
+        return [*(log for log, removed_at in found if removed_at is not None), *failed[keep_failed:]]
 
     def environments(self) -> set[str]:
         """Names in ROOT/envs that a release with files refers to."""
@@ -163,17 +172,22 @@ class Catalog:
     def last_good(self, live: str | None) -> str:
         """The newest promoted release that is not live, not known as bad, not the same as live, and still on disk."""
         same = self.digests(live)
-        alike = []
+        alike, faults = [], []
         for row in self._store.rows(_PROMOTED):
             name = f"v{row['number']}"
-            if name == live or row["state"] != "superseded" or not self._runnable(row):
+            if name == live or row["state"] != "superseded":
+                continue
+            if fault := self._fault(row):
+                faults.append(f"{name}: {fault}")
                 continue
             if (row["tree_digest"], row["settings_digest"]) != same:
                 return name
             alike.append(name)
         cause = "no other release was ever promoted" if live else "no release was ever promoted"
-        if alike:
-            cause = f"{', '.join(alike)}: the same files and settings as {live}"
+        if alike or faults:
+            cause = "; ".join(
+                [*([f"{', '.join(alike)}: the same files and settings as {live}"] if alike else []), *faults]
+            )
         raise NoSuchReleaseError("there is no release to roll back to", cause=cause, hint="deployer releases")
 
     def of_commit(self, prefix: str) -> str:
@@ -182,9 +196,11 @@ class Catalog:
             cause = f"at least {SHORTEST_COMMIT} of the hexadecimal digits that `deployer releases` shows"
             raise NoSuchReleaseError(f"{prefix!r} is not a commit", cause=cause, hint="deployer releases")
         rows = [row for row in self._store.rows(_PROMOTED) if row["state"] in ("live", "superseded", "reverted")]
-        found = [r for r in rows if (r["commit_sha"] or "").startswith(prefix.lower()) and self._runnable(r)]
+        made = [row for row in rows if (row["commit_sha"] or "").startswith(prefix.lower())]
+        found = [row for row in made if self._fault(row) is None]
         if not found:
-            cause = "none that is good and still on disk was made from it"
+            faults = [f"v{row['number']}: {self._fault(row)}" for row in made]
+            cause = "; ".join(faults) or "none that is good and still on disk was made from it"
             raise NoSuchReleaseError(f"there is no release of commit {prefix}", cause=cause, hint="deployer releases")
         if len({row["commit_sha"] for row in found}) > 1:
             cause = ", ".join(f"v{row['number']} {row['commit_sha'][:12]}" for row in found)
@@ -194,9 +210,13 @@ class Catalog:
     def target(self, name: str) -> str:
         """A release somebody named, when it can be run again."""
         row = self._row(name)
-        if not self._runnable(row):
-            cause = "retention removed its files" if row["removed_at"] else f"it is {row['state']}: its files are gone"
-            raise NoSuchReleaseError(f"{name} cannot be rolled back to", cause=cause, hint="deployer releases")
+        if cause := self._fault(row):
+            # The environment is found by what is in it: any release with the same lock file brings it back.
+            again = (
+                f"deployer deploy --ref {row['commit_sha']}" if row["source"].startswith("git ") else "deployer deploy"
+            )
+            hint = "deployer releases" if self._without_files(row) else f"{again}  # builds the environment anew"
+            raise NoSuchReleaseError(f"{name} cannot be rolled back to", cause=cause, hint=hint)
         return name
 
     def infos(self) -> list[ReleaseInfo]:
@@ -240,16 +260,25 @@ class Catalog:
     def again(self, name: str) -> Again:
         """What it takes to have the release a second time."""
         row = self._row(name)
-        same = {key: row[key] for key in ("source", "subject", "author", "ref", "files", "bytes", "environment")}
+        same = {key: row[key] for key in ("source", "subject", "author", "ref", "files", "bytes")}
         config, digest = self.release(name).config, row["tree_digest"]
         return Again(release=name, config=config, tree_digest=digest, commit=row["commit_sha"], **same)
 
-    def _runnable(self, row: sqlite3.Row) -> bool:
-        return (
-            row["config"] is not None
-            and row["removed_at"] is None
-            and self._layout.release(f"v{row['number']}").is_dir()
-        )
+    def _fault(self, row: sqlite3.Row) -> str | None:
+        """Why it cannot be run."""
+        if fault := self._without_files(row):
+            return fault
+        environment = row["environment"]
+        if environment is not None and not envs.is_whole(self._layout.envs, environment):
+            return f"its Python environment is gone ({self._layout.envs / environment})"
+        return None
+
+    def _without_files(self, row: sqlite3.Row) -> str | None:
+        if row["removed_at"] is not None:
+            return "retention removed its files"
+        if row["config"] is None or not self._layout.release(f"v{row['number']}").is_dir():
+            return f"it is {row['state']}: its files are gone"
+        return None
 
     def _row(self, name: str) -> sqlite3.Row:
         row = self._store.row("SELECT * FROM releases WHERE number = ?", _number(name))

@@ -179,9 +179,6 @@ class Store:
             for r in rows
         ]
 
-    def last_seq(self) -> int:
-        return int(self._db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
-
     def trim_events(self) -> None:
         with self.transaction():
             self._db.execute("DELETE FROM events WHERE seq <= (SELECT max(seq) FROM events) - ?", (EVENTS_KEPT,))

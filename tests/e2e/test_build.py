@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from deployer.releases import envs
 from tests.cluster import wait_until
 from tests.e2e.shop import Edit, Shop
 
@@ -96,6 +97,36 @@ def test_a_failing_build_stops_the_deploy_before_any_worker_with_its_last_lines(
     assert os.listdir(made.root / "releases").count("v2") == 0
     (last, *_) = [event for event in made.events("rollout.finished") if event["exit_code"] == 6]
     assert (last["reason"], len(last["tail"])) == ("build", 30)
+
+
+def test_a_new_environment_is_built_for_its_own_release(shop: MAKE) -> None:
+    """--env-only: the same source, built again where it lies; without the Python environment of v1 no way back."""
+    made = shop(
+        edits=[OWN_PYTHON],
+        worker_extra='env_file = ["app.env"]',
+        extra='\n[build]\npython = "uv"\nrun = ["pwd > where"]\n',
+    )
+    write(made, "1.16.0")
+    (made.directory / "app.env").write_text("LEVEL=1\n")
+    made.run("up", code=0)
+    (made.directory / "app.env").write_text("LEVEL=2\n")
+    made.run("deploy", "--env-only", code=0)
+    made.assert_serves("v2")
+    for name in ("v1", "v2"):
+        release = made.root / "releases" / name
+        assert (release / "where").read_text() == f"{release}\n"
+        assert not (release / "app.env").exists()
+    known = made.releases()
+    assert known["v1"]["tree_digest"] == known["v2"]["tree_digest"]
+    write(made, "1.15.0", "third")
+    (made.directory / "app.env").write_text("LEVEL=2\n")
+    made.run("deploy", code=0)
+    made.assert_serves("v3")
+    first = json.loads((made.root / "releases" / "v1" / ".deployer.json").read_text())["environment"]
+    envs.remove(made.root / "envs" / first)
+    assert "its Python environment is gone" in made.run("rollback", "v1", code=2).err
+    assert "its Python environment is gone" in made.run("rollback", code=2).err
+    made.assert_serves("v3")
 
 
 def test_shared_paths_live_through_a_deploy_and_a_rollback_and_are_warned_of(shop: MAKE) -> None:

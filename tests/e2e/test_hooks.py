@@ -161,6 +161,22 @@ def test_a_hook_may_look_at_its_cluster_but_not_deploy(shop: Callable[..., Shop]
     assert (lines[0], lines[-1]) == ("v1", "75")
 
 
+@pytest.mark.parametrize("stage", ["before_rollout", "after_rollout"])
+def test_a_hook_that_would_wait_for_its_own_rollout_is_told_at_once(shop: Callable[..., Shop], stage: str) -> None:
+    """Else it would wait until its timeout; with --detach it need not, and has its turn when the rollout is over."""
+    cluster = up(shop)
+    (cluster.base / "queue").touch()
+    deploys = "deployer deploy --queue; echo $?; deployer rollback --supersede; echo $?"
+    later = f"rm {cluster.base}/queue && deployer deploy --force --queue --detach"
+    hook(cluster, stage, f"exec 2>&1; [ -e {cluster.base}/queue ] || exit 0; {deploys}; {later}")
+    done = cluster.deploy("good", "two", code=0)
+    lines = printed(done.events, stage)
+    assert [line for line in lines if line.isdecimal()] == ["75", "75"], lines
+    assert lines[0].startswith(f"error: --queue is refused in the {stage} hook of rollout ")
+    wait_until(lambda: cluster.status()["release"] == "v3", "the deploy that the hook asked for is live")
+    cluster.assert_serves("v3")
+
+
 def test_a_child_that_holds_the_output_open_does_not_hold_the_rollout(shop: Callable[..., Shop]) -> None:
     cluster = up(shop)
     hook(cluster, "before_rollout", "sleep 300 & echo $!")
