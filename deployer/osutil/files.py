@@ -51,7 +51,21 @@ def replace_symlink(target: str, link: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside `path`, of this process alone; one that a killed process of this id left is removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    return temporary
+    """A name beside `path`, of this process alone. Those that killed processes left there are removed."""
+    head, tail = f".{path.name}.", ".tmp"
+    for name in os.listdir(path.parent):
+        if name.startswith(head) and name.endswith(tail) and _is_nobodys(name[len(head) : -len(tail)]):
+            path.with_name(name).unlink(missing_ok=True)
+    return path.with_name(f"{head}{os.getpid()}{tail}")
+
+
+def _is_nobodys(pid: str) -> bool:
+    if not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    return int(pid) == os.getpid()

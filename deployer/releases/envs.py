@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deployer.osutil.files import fsync_directory, replace_symlink, write_atomic
+from deployer.osutil.files import fsync_directory, replace_symlink
 from deployer.releases import tree
 
 LOCK = ".lock"
@@ -101,7 +101,7 @@ def _size(directory: Path) -> int:
     with contextlib.suppress(OSError):  # a clean-up removes it right now, or the disk is full: what is asked about
         for path, _, names in os.walk(directory):
             size += sum(os.lstat(os.path.join(path, name)).st_blocks * 512 for name in names)
-        write_atomic(note, str(size).encode(), 0o644)
+        note.write_text(str(size))  # in one write; a note that was cut short is measured anew
     return size
 
 

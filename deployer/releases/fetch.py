@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deployer.config.model import Config
 from deployer.paths import Layout
-from deployer.releases import again, links
+from deployer.releases import links
 from deployer.releases.digest import Summary
 from deployer.releases.index import IndexWriter, place
 from deployer.releases.request import Again, Artifact, Directory, Git, Package, StageRequest
@@ -69,6 +69,8 @@ def _fill(
     if isinstance(source, Directory):
         return Fetched(*directory.copy(source, base, layout.root, into, index, previous, progress))
     if isinstance(source, Again):
+        from deployer.releases import again
+
         progress(f"copying {source.release} as its source was")
         summary, warnings = again.copy(source, layout, into, index)
         origin = Origin(source.source, source.commit, source.subject, source.author, source.ref)

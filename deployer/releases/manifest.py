@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from deployer import __version__
 from deployer.osutil.files import write_atomic
 from deployer.releases import digest, settings
-from deployer.releases.python import Environment
 from deployer.releases.request import StageResult
+
+if TYPE_CHECKING:
+    from deployer.releases.python import Environment
 
 NAME = digest.MANIFEST
 

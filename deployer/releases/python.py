@@ -27,14 +27,16 @@ class Environment:
     interpreter: Path
     name: str
 
+    def is_whole(self, where: Path) -> bool:
+        """Whether it is there, in ROOT/envs, and need not be built."""
+        return envs.is_whole(where, self.name)
 
-def plan(directory: Path, tool: str, where: Path) -> Environment | None:
-    """The environment for the release in `directory`, built or not; None with "none". Raises BuildError.
+
+def plan(directory: Path, tool: str, where: Path) -> Environment:
+    """The environment for the release in `directory`, built or not. Raises BuildError.
 
     In no more time than it takes to read the lock file: an unchanged one costs nothing else.
     """
-    if tool == "none":
-        return None
     lock = lockfile.find(directory, tool)
     python = interpreter.choose(directory, lock.requires, tool, where)
     key = [tool, lock.digest, interpreter.identity(python), platform.machine()]

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import pwd
-import secrets
 import shutil
 import stat
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from deployer.releases.sources.base import shown
 
 SEEDS = ".deployer-seeds.json"
 """In ROOT/shared: by path, the digest of what the last release gave before one was ever live."""
+EMPTY = hashlib.sha256().hexdigest()  # the digest of a directory that holds nothing
 
 
 def link(
@@ -41,16 +41,24 @@ def link(
     shared.mkdir(parents=True, exist_ok=True)
     if never_live:
         _take_back_seeds(config, partial, shared)
-    warnings, seeded = [], {}
+        _note_seeds(config, partial, shared)
+    warnings = []
+    for text in config.release.shared:
+        warnings += _link_one(text, config, partial, shared, tell)
+    return warnings
+
+
+def _note_seeds(config: Config, partial: Path, shared: Path) -> None:
+    """Before they are made: a seed of a staging that is killed must be known for one too."""
+    seeded = {}
     for text in config.release.shared:
         relative = os.path.normpath(text)
-        is_seed = not os.path.lexists(shared / relative)
-        warnings += _link_one(text, config, partial, shared, tell)
-        if never_live and is_seed:
-            seeded[relative] = _digest(shared / relative)
+        if not os.path.lexists(shared / relative):
+            inside = partial / relative
+            shipped = os.path.lexists(inside) and not inside.is_symlink()
+            seeded[relative] = _digest(inside) if shipped or not _is_directory(text) else EMPTY
     if seeded:
         write_atomic(shared / SEEDS, json.dumps(_seeds(shared) | seeded).encode())
-    return warnings
 
 
 def _take_back_seeds(config: Config, partial: Path, shared: Path) -> None:
@@ -88,6 +96,7 @@ def _link_one(text: str, config: Config, partial: Path, shared: Path, tell: Call
     inside, outside = partial / relative, shared / relative
     _make_parents(partial, relative)
     outside.parent.mkdir(parents=True, exist_ok=True)
+    _discard(_aside(outside))  # of a staging that was killed
     shipped, there = os.path.lexists(inside), os.path.lexists(outside)
     warnings = []
     if shipped and (there or inside.is_symlink()):
@@ -127,9 +136,14 @@ def _make_parents(partial: Path, relative: str) -> None:
         path.mkdir(exist_ok=True)
 
 
+def _aside(outside: Path) -> Path:
+    """Where a seed is made: always the same, so that the next staging finds what a killed one left."""
+    return outside.with_name(f".{outside.name}.deployer-seed")
+
+
 def _seed(inside: Path, outside: Path, config: Config) -> None:
     """Copied, not moved: a file of the release may share its inode with an earlier one. It appears whole or not."""
-    aside = outside.with_name(f".{outside.name}.{secrets.token_hex(4)}.seed")
+    aside = _aside(outside)
     try:
         if inside.is_dir():
             shutil.copytree(inside, aside, symlinks=True)

@@ -2,6 +2,7 @@
 
 A process of its own because git and copying may hang, grow or have to be killed while the manager goes on. It reads a
 StageRequest from stdin and writes JSON lines (`request.StageLine`); the exit status is 0 or that of the Problem.
+What only some releases need (environments, builds) is imported where it is used: a deploy waits for every import.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import hashlib
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,14 +23,14 @@ from deployer.config.model import Config
 from deployer.errors import BuildError, ConfigError, DeployerError, DiskError, Exit, SourceError
 from deployer.osutil.files import fsync_directory
 from deployer.paths import Layout
-from deployer.releases import again, envfiles, envs, manifest, packaged, process, python, room, shared, tree
-from deployer.releases.build import Build
+from deployer.releases import envfiles, manifest, packaged, process, room, shared, tree
 from deployer.releases.fetch import fetch, separate
-from deployer.releases.python import Environment
 from deployer.releases.request import Again, Directory, Git, StageRequest, StageResult, decode_request
-from deployer.releases.sourcediff import source_changes
 from deployer.units import format_size
 from deployer.wire.schema import Changes, Problem
+
+if TYPE_CHECKING:
+    from deployer.releases.python import Environment
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -47,6 +47,8 @@ def main() -> int:
     except (DeployerError, msgspec.DecodeError, process.Cancelled) as error:
         return _fail(_problem(error))
     except Exception as error:
+        import traceback
+
         traceback.print_exc()  # a bug of ours: stderr goes to the manager's own log
         return _fail(Problem(what=f"staging failed: {error!r}", exit=Exit.BUG, reason="bug"))
     _write(line)
@@ -115,12 +117,12 @@ class Staging:
         config = self._config()
         separate(config, self._layout, request.name, self._partial)
         env = environment.freeze(config, directory)
-        wanted = self._wanted = python.plan(self._partial, config.build.python, self._layout.envs)
+        wanted = self._wanted = self._environment(config)
         settings = _settings_digest(config, env, wanted.name if wanted else None)
         # What the app wrote into the live release is no reason for another one.
         same_tree = isinstance(request.source, Again) or summary.digest == request.live_digest
         unchanged = same_tree and request.live_settings in (None, settings)
-        if wanted is not None and not envs.is_whole(self._layout.envs, wanted.name):
+        if wanted is not None and not wanted.is_whole(self._layout.envs):
             unchanged = False  # somebody removed it: the live release's next worker would not start
             room.check_environment(request, self._layout)
         return StageResult(
@@ -142,18 +144,32 @@ class Staging:
             warnings=[*fetched.warnings, *environment.readable_by_others(config, directory), *self._committed(config)],
         )
 
+    def _environment(self, config: Config) -> Environment | None:
+        if config.build.python == "none":
+            return None
+        from deployer.releases import python
+
+        return python.plan(self._partial, config.build.python, self._layout.envs)
+
     def _build(self, result: StageResult) -> StageResult:
         """All that comes after the fetch, each in need of what stands before it; the manifest is the last file."""
         layout, config = self._layout, result.config
-        unindexed = again.unindexed(self._partial) if config.build.run else None
+        unindexed = None
+        if config.build.run:
+            from deployer.releases import again
+
+            unindexed = again.unindexed(self._partial)
         never_live = self._request.live_digest is None
         linked = shared.link(config, self._partial, layout.shared, _progress, never_live=never_live)
         warnings = [_utf8(text) for text in linked]
         for text in warnings:
             _progress(f"warning: {text}")
         result = msgspec.structs.replace(result, warnings=[*result.warnings, *warnings])
-        build = Build(result.name, layout, config, env=result.env, environment=self._wanted, tell=_progress)
-        self._named = build.run()
+        if config.build.run or self._wanted is not None:
+            from deployer.releases.build import Build
+
+            build = Build(result.name, layout, config, env=result.env, environment=self._wanted, tell=_progress)
+            self._named = build.run()
         manifest.write(result, self._wanted, self._release if self._named else self._partial, unindexed)
         return msgspec.structs.replace(result, seconds=round(time.monotonic() - self._started, 3))
 
@@ -178,6 +194,8 @@ class Staging:
         live = self._request.room and self._request.room.previous
         if isinstance(self._request.source, Again):
             return msgspec.structs.replace(result, files_changed=Changes())
+        from deployer.releases.sourcediff import source_changes
+
         changes = source_changes(self._layout.release(live) if live else None, self._release, self._partial)
         return msgspec.structs.replace(result, files_changed=changes)
 
@@ -186,6 +204,8 @@ class Staging:
         request, path = self._request, self._partial / "deployer.toml"
         try:
             if isinstance(request.source, Again):
+                from deployer.releases import again
+
                 return again.config(request.source, request.host_config, Path(request.directory), self._partial)
             return load.overlay(request.host_config, path)
         except ConfigError as error:

@@ -10,6 +10,7 @@ Exit status 1 when a target is missed.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import deployer
 from deployer.config.model import Config, Listen, Worker
 from deployer.releases.request import Directory, Git, Source, StageRequest, encode_request
 
@@ -165,6 +167,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory-files", type=int, default=2_500)
     options = parser.parse_args()
+    compileall.compile_dir(Path(deployer.__file__).parent, quiet=1)  # as pip does when it installs
     if shutil.which("rsync") is None:
         subprocess.run(["apt-get", "install", "-y", "-qq", "rsync"], check=True)
     with tempfile.TemporaryDirectory(prefix="deployer-bench-") as temporary:

@@ -7,9 +7,9 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from deployer.errors import SourceError
 from deployer.releases.digest import Summary, TreeHash
@@ -116,8 +116,7 @@ class _Place:
             self.old.close()
 
 
-@dataclass(slots=True)
-class _Level:
+class _Level(NamedTuple):
     """A directory whose own entries are copied, and which of its records are still to be counted."""
 
     relative: str

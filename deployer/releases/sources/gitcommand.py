@@ -152,7 +152,7 @@ class GitCommand:
             handle = self._git.execute(
                 [*self._prefix, *arguments],
                 as_process=True,
-                process_group=0,  # ssh and the transfer helpers are killed with it
+                start_new_session=True,  # ssh and the transfer helpers are killed with it, and have no terminal to ask
                 preexec_fn=die_with_parent,
             )
         except GitCommandNotFound as error:
@@ -181,9 +181,8 @@ def _drain(pipe: IO[bytes], into: list[bytes]) -> None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        _kill_group(process.pid)
-        process.wait()
+    _kill_group(process.pid)  # also when git has ended: a helper that outlives it keeps the group, and its number
+    process.wait()
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deployer.errors import SourceError
@@ -33,7 +34,7 @@ class Pointers:
         self._wanted = wanted
         self._names: list[str] = []
         self._count = 0
-        self._fetched: set[str] = set()
+        self._fetched: dict[str, str | None] = {}  # commit: what git-lfs complained of
 
     @contextmanager
     def content(self, data: bytes, path: str, tree: Tree) -> Iterator[tuple[int, Read]]:
@@ -46,9 +47,10 @@ class Pointers:
                     self._names.append(shown(path))
             yield len(data), io.BytesIO(data).read
             return
-        oid = match[1].decode()
+        oid, size = match[1].decode(), int(match[2])
         place = tree.mirror.path / "lfs" / "objects" / oid[:2] / oid[2:4] / oid
-        if not place.is_file():
+        if not _is_whole(place, size):
+            place.unlink(missing_ok=True)
             self._fetch(tree)
         try:
             with open(place, "rb") as file:
@@ -56,7 +58,7 @@ class Pointers:
         except FileNotFoundError as error:
             raise SourceError(
                 f"the LFS object of {shown(path)} cannot be had",
-                cause=f"git-lfs fetched no {oid[:12]} from {tree.remote.shown}",
+                cause=self._fetched[tree.commit] or f"git-lfs fetched no {oid[:12]} from {tree.remote.shown}",
                 hint="push it there: git lfs push --all origin",
             ) from error
 
@@ -72,20 +74,25 @@ class Pointers:
         )
 
     def _fetch(self, tree: Tree) -> None:
-        """All objects of the commit at once, into the mirror."""
+        """All objects of the commit at once, into the mirror. Where some cannot be had, the first file that needs one
+        is the refusal's: git-lfs names digests, and what it fetched may be all that this release takes."""
         if tree.commit in self._fetched:
             return
         if shutil.which("git-lfs") is None:
             raise SourceError(
                 "git-lfs is not installed", cause="the source has lfs = true", hint="apt-get install git-lfs"
             )
-        self._fetched.add(tree.commit)
+        self._fetched[tree.commit] = None
         arguments = ("-c", f"remote.origin.url={tree.remote.url}", "lfs", "fetch", "origin", tree.commit)
         try:
             tree.mirror.git.check(*arguments, timeout_s=TRANSFER_TIMEOUT_S)
         except GitFailedError as error:
-            raise SourceError(
-                f"git-lfs cannot fetch the objects of {tree.commit[:9]} from {tree.remote.shown}",
-                cause=error.cause,
-                hint="git lfs env",
-            ) from error
+            self._fetched[tree.commit] = error.cause
+
+
+def _is_whole(place: Path, size: int) -> bool:
+    """A power cut may leave an object empty."""
+    try:
+        return place.stat().st_size == size
+    except FileNotFoundError:
+        return False

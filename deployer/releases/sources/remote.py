@@ -70,6 +70,8 @@ def _explain(remote: Remote, error: GitFailedError) -> SourceError:
             cause=f"owner {_owner(remote.path)}, deployer runs as {_user(os.geteuid())}",
             hint=_allow_command(remote.path),
         )
+    if "Host key verification failed" in error.stderr:
+        return _unknown_host(remote, error)
     if remote.path is not None and "not a git repository" in error.stderr:
         return SourceError(
             f"{remote.shown} is not a git repository",
@@ -78,6 +80,22 @@ def _explain(remote: Remote, error: GitFailedError) -> SourceError:
         )
     return SourceError(
         f"cannot fetch from {remote.shown}", cause=error.cause, hint=f"git ls-remote -- {shlex.quote(remote.shown)}"
+    )
+
+
+def _unknown_host(remote: Remote, error: GitFailedError) -> SourceError:
+    """Nobody is there to be asked, as ssh would like; and to believe a key unseen is not for deployer to choose."""
+    user = _user(os.geteuid())
+    if "IDENTIFICATION HAS CHANGED" in error.stderr:
+        return SourceError(
+            f"cannot fetch from {remote.shown}",
+            cause=f"{error.cause} Its key is not the one that {user} knows: another machine may be answering",
+            hint="was it renewed? ask who runs the host, then remove the old key: ssh-keygen -R HOST",
+        )
+    return SourceError(
+        f"cannot fetch from {remote.shown}",
+        cause=f"{error.cause} {user} has not met this host before",
+        hint=f"once, as {user}, comparing the fingerprint: git ls-remote -- {shlex.quote(remote.shown)}",
     )
 
 

@@ -44,7 +44,10 @@ class Secret:
 
 def is_safe(url: str) -> bool:
     """Whether nobody on the way can change what comes: https, or this machine itself."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False  # [ without ]
     return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
 
 
