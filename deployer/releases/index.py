@@ -67,8 +67,11 @@ class IndexWriter:
 
     def put(self, directory: bytes, entries: list[Entry]) -> None:
         """Add them, or replace those of the same names."""
+        self.put_encoded(directory, encode(entries))
+
+    def put_encoded(self, directory: bytes, entries: bytes) -> None:
         self._turn += 1
-        self._db.execute("INSERT INTO files VALUES (?, ?, ?)", (directory, self._turn, _encoder.encode(entries)))
+        self._db.execute("INSERT INTO files VALUES (?, ?, ?)", (directory, self._turn, entries))
 
     def drop(self, directory: bytes, name: bytes) -> None:
         self.put(directory, [Entry(name, _GONE, 0, 0, 0, False, 0, 0, b"")])
@@ -132,11 +135,13 @@ class IndexReader:
             self._db = None
 
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[Entry])
+encode = msgspec.msgpack.Encoder().encode
+"""Of a list of entries."""
+decode = msgspec.msgpack.Decoder(list[Entry]).decode
+"""The list again. Raises msgspec.MsgspecError."""
 
 
 def _directory(db: sqlite3.Connection, directory: bytes) -> dict[bytes, Entry]:
     rows = db.execute("SELECT entries FROM files WHERE directory = ? ORDER BY turn", (directory,))
-    found = {entry.name: entry for (entries,) in rows for entry in _decoder.decode(entries)}
+    found = {entry.name: entry for (entries,) in rows for entry in decode(entries)}
     return {name: entry for name, entry in found.items() if entry.size != _GONE}

@@ -13,7 +13,7 @@ import signal
 from typing import Any, NamedTuple, NoReturn
 
 from deployer.releases import process
-from deployer.releases.index import Entry
+from deployer.releases.index import Entry, decode
 from deployer.releases.links import NO_LINK
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -46,13 +46,14 @@ class Linker:
         os.close(orders)
         os.close(answer)
 
-    def link(self, directory: bytes, entries: list[Entry]) -> None:
-        """These files of the directory, which is there in both trees; soon. Raises OSError of an earlier order."""
-        self._order((directory, [tuple(entry) for entry in entries], None))
+    def link(self, directory: bytes, entries: bytes) -> None:
+        """These files (`index.encode`) of the directory, which is there in both trees; soon. Raises OSError of an
+        earlier order."""
+        self._order((directory, entries, None))
 
     def seal(self, directory: bytes, mode: int, times_ns: tuple[int, int]) -> None:
         """Give the new directory its mode and times: after all that was ordered for it, which would move them."""
-        self._order((directory, [], (mode, *times_ns)))
+        self._order((directory, b"", (mode, *times_ns)))
 
     def finish(self) -> list[NotLinked]:
         """Wait for the end of all orders. Raises OSError for the disk's faults (a full one)."""
@@ -118,7 +119,7 @@ def _links(orders: int, old: bytes, new: bytes) -> list[NotLinked]:
                 os.chmod(path, seal[0])
                 os.utime(path, ns=seal[1:])
             else:
-                failed += _link_in(directory, [Entry._make(each) for each in entries], old, new)
+                failed += _link_in(directory, decode(entries), old, new)
 
 
 def _link_in(directory: bytes, entries: list[Entry], old: bytes, new: bytes) -> list[NotLinked]:

@@ -147,7 +147,10 @@ class PreviousDirectory:
 
     def linkable(self, entry: Entry) -> bool:
         """Whether nobody but a new release is expected to change it; it may have been, all the same."""
-        if entry.mode & 0o022 or not entry.inode or _WRITTEN_BY_PROGRAMS.fullmatch(entry.name):
+        # One that is linked already was asked about before.
+        if not entry.linked and (
+            entry.mode & 0o022 or not entry.inode or _WRITTEN_BY_PROGRAMS.fullmatch(entry.name) is not None
+        ):
             return False
         shared = self._previous._shared
         return not shared or not any((self._path(entry) + b"/").startswith(path) for path in shared)

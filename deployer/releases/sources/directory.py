@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from deployer.errors import SourceError
 from deployer.releases.digest import Summary, TreeHash
-from deployer.releases.index import Entry, IndexWriter
+from deployer.releases.index import Entry, IndexWriter, encode
 from deployer.releases.linker import Linker, NotLinked
 from deployer.releases.links import OWN, Previous, PreviousDirectory
 from deployer.releases.request import Directory
@@ -249,18 +249,20 @@ class _Copier:
                 raise ChangedError
         finally:
             place.close()
-        if place.to_link:
-            self._link(os.fsencode(relative), place.to_link)
         if place.entries:
-            self._index.put(os.fsencode(relative), place.entries)
+            encoded = encode(place.entries)
+            self._index.put_encoded(os.fsencode(relative), encoded)
+            if place.to_link:
+                all_linked = len(place.to_link) == len(place.entries)
+                self._link(os.fsencode(relative), encoded if all_linked else encode(place.to_link))
+                self._previous.shared_files += len(place.to_link)
         self._tell()
         return _Level(relative, before, place.ignores, iter(records))
 
-    def _link(self, directory: bytes, entries: list[Entry]) -> None:
+    def _link(self, directory: bytes, entries: bytes) -> None:
         if self._linker is None:
             self._linker = Linker(self._previous.path, os.fsencode(self._into))
         self._linker.link(directory, entries)
-        self._previous.shared_files += len(entries)
 
     def _copy_entry(self, place: _Place, raw: bytes, entry: os.DirEntry[str]) -> _Record | None:
         name = entry.name
@@ -270,7 +272,8 @@ class _Copier:
             return None
         path = place.prefix + raw
         if is_directory:
-            if self._identity(place.fd, name) in self._left_out:
+            found = lstat(place.fd, name)
+            if (found.st_dev, found.st_ino) in self._left_out:
                 return None
             return path, _DIRECTORY, b"", 0
         if entry.is_symlink():
@@ -297,10 +300,6 @@ class _Copier:
             child, directory=directory
         )
 
-    def _identity(self, fd: int, name: str) -> tuple[int, int]:
-        found = lstat(fd, name)
-        return found.st_dev, found.st_ino
-
     def _share(self, place: _Place, raw: bytes, name: str, found: os.stat_result) -> Entry | None:
         """The previous release's file, when it holds what the source does; None when that must be copied."""
         if place.old is None or (old := place.old.entries.get(raw)) is None:
@@ -311,18 +310,19 @@ class _Copier:
         # Another inode or a moved ctime with the same size and time: a new checkout, or a build that sets all times.
         if not known and content(place.fd, name) != old.digest:
             return None
-        shared: tuple[int, bool] | None = (old.inode, True)
+        ctime_ns = found.st_ctime_ns if known or is_settled(found) else 0
         if self._previous.links and place.old.linkable(old):
+            if not known or not old.linked:
+                old = old._replace(linked=True, source_inode=found.st_ino, source_ctime_ns=ctime_ns)
             place.to_link.append(old)
-        else:
-            shared = place.old.share(old, place.new, name, found.st_mtime_ns)
+            return old
+        shared = place.old.share(old, place.new, name, found.st_mtime_ns)
         if shared is None:
             return None
         if shared == OWN:
             place.own.add(raw)
             return None
-        ctime_ns = found.st_ctime_ns if known or is_settled(found) else 0
-        return Entry(raw, old.size, old.mtime_ns, old.mode, shared[0], shared[1], found.st_ino, ctime_ns, old.digest)
+        return Entry(raw, old.size, old.mtime_ns, old.mode, *shared, found.st_ino, ctime_ns, old.digest)
 
     def _copy_file(self, place: _Place, relative: str, raw: bytes, name: str) -> Entry:
         for attempt in range(TRIES):
