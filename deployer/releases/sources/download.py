@@ -67,7 +67,7 @@ def download(secret: Secret, into: Path, progress: Progress) -> tuple[IO[bytes],
 
 @contextmanager
 def _deadline() -> Iterator[None]:
-    """Raises _LateError in the block when it takes too long: a server that sends a byte now and then is never silent."""
+    """Raises _LateError in a block that takes too long: a server that gives a byte now and then is never silent."""
     before = signal.signal(signal.SIGALRM, _late)
     signal.setitimer(signal.ITIMER_REAL, DEADLINE_S, AGAIN_S)
     try:
@@ -173,5 +173,7 @@ def _distrust(error: ssl.SSLCertVerificationError) -> tuple[str, str]:
     elif error.verify_code in _OTHER_NAME:
         hint = "use a host name that is in the certificate"
     else:
-        hint = "of your own authority? export SSL_CERT_FILE=/path/to/ca.pem before `deployer up`, or in the service's unit"
+        hint = (
+            "of your own authority? export SSL_CERT_FILE=/path/to/ca.pem before `deployer up`, or in the service's unit"
+        )
     return f"the server's certificate is refused: {error.verify_message}", hint

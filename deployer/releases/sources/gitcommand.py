@@ -57,6 +57,7 @@ _NOISE = (
     "fatal: Could not read from remote repository.",
     "fatal: the remote end hung up unexpectedly",
     "fatal: early EOF",
+    "error: failed to fetch some objects from",  # of git-lfs, after what it says about one of them
     "hint:",
 )
 
@@ -191,5 +192,5 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _kill_group(pid: int) -> None:
     try:
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it ended by itself
+    except (ProcessLookupError, PermissionError):
+        pass  # it ended by itself; the number is nobody's, or a stranger's

@@ -101,28 +101,6 @@ def test_lfs_pointers_are_refused_by_name(stager: Stager, repository: Repository
     assert stager.run(Git(url=str(repository.path), exclude=["*.png"])).exit == 0
 
 
-def test_lfs_objects_are_fetched(stager: Stager, repository: Repository, tmp_path: Path) -> None:
-    """With git-lfs and `lfs = true` the release has the files; without git-lfs it says what to install."""
-    (repository.path / ".gitattributes").write_text("*.png filter=lfs diff=lfs merge=lfs -text\n")
-    (repository.path / "picture.png").write_text(pointer(b"the picture"))
-    repository.commit("Picture")
-    digest = hashlib.sha256(b"the picture").hexdigest()
-    objects = repository.path / ".git/lfs/objects" / digest[:2] / digest[2:4]
-    objects.mkdir(parents=True)
-    (objects / digest).write_bytes(b"the picture")
-    source = Git(url=str(repository.path), lfs=True)
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    (tools / "git").symlink_to(shutil.which("git") or "")
-    path, stager.env["PATH"] = stager.env["PATH"], str(tools)
-    assert "git-lfs is not installed" in stager.run(source).told
-    stager.env["PATH"] = path
-    if shutil.which("git-lfs") is None:
-        pytest.skip("NOT TESTED: fetching LFS objects; git-lfs is not installed")
-    stage(stager, "v1", source)
-    assert (stager.release() / "picture.png").read_bytes() == b"the picture"
-
-
 def test_a_new_mirror_of_a_url_gets_no_history(stager: Stager, repository: Repository) -> None:
     """Then what comes since; a tag and a full id by themselves; all of it for the first digits of an id."""
     first = repository.git("rev-parse", "HEAD")

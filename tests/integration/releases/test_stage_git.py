@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -9,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from stagekit import Done, Repository, Stager
+from stagekit import Done, Repository, Stager, alive, wait_until
 
 from deployer.releases.digest import tree_digest
 from deployer.releases.request import Directory, Git
@@ -386,5 +387,30 @@ def test_a_server_that_never_answers_is_given_up(
         git = gitcommand.GitCommand(stager.directory)
         with pytest.raises(gitcommand.GitFailedError, match="gave no answer"):
             git.run("ls-remote", "--", url, timeout_s=0.5)
-    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    assert not [command for command in running if url.encode() in command]
+    wait_until(lambda: not running(url))
+
+
+def test_a_helper_that_outlives_git_is_killed(stager: Stager) -> None:
+    """git has ended, its helper holds the pipes: nobody else would end it."""
+    from deployer.releases.sources import gitcommand
+
+    helper = stager.directory / "helper"
+    helper.write_text("#!/bin/sh\necho $$\nexec sleep 300\n")
+    helper.chmod(0o755)
+    git = gitcommand.GitCommand(stager.directory)
+    with contextlib.suppress(InterruptedError), git.stream("-c", f"alias.linger=!{helper} &", "linger") as output:
+        pid = int(output.readline())
+        wait_until(lambda: not alive(os.getpgid(pid)))  # git leads the group
+        assert alive(pid)
+        raise InterruptedError  # the reader gives up
+    wait_until(lambda: not alive(pid))
+
+
+def running(word: str) -> list[str]:
+    """Processes with this in their command. A killed one may go while it is looked at."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
