@@ -13,6 +13,7 @@ from deployer.releases.sources.gitcommand import TRANSFER_TIMEOUT_S, GitCommand,
 
 REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 
+_NO_SHALLOW = re.compile("does not support shallow")  # plain files behind http, without a git to cut them
 _CORRUPT = re.compile(
     r"corrupt|bad object|missing (blob|tree|commit|object)|unable to read|is empty|bad config|not a git repository:"
     r"|did not send all necessary objects|unresolved deltas|cannot lock ref|bad signature"
@@ -129,11 +130,14 @@ def remove_any(path: Path) -> None:
 
 
 def _fetch(git: GitCommand, arguments: tuple[str, ...]) -> None:
-    git.check(
-        *("fetch", "--quiet", "--force", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules"),
-        *arguments,
-        timeout_s=TRANSFER_TIMEOUT_S,
-    )
+    command = ("fetch", "--quiet", "--force", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
+    try:
+        git.check(*command, *arguments, timeout_s=TRANSFER_TIMEOUT_S)
+    except GitFailedError as error:
+        if not _NO_SHALLOW.search(error.stderr):
+            raise
+        whole = [argument for argument in arguments if argument != "--depth=1"]
+        git.check(*command, *whole, timeout_s=TRANSFER_TIMEOUT_S)
 
 
 def _litter(mirror: Path) -> Iterator[Path]:

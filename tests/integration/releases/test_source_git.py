@@ -12,6 +12,7 @@ import pytest
 from stagekit import Repository, Stager
 
 from deployer.releases.request import Directory, Git
+from tests.remotes import files, serve
 
 
 def stage(stager: Stager, name: str, source: Git) -> dict[str, Any]:
@@ -158,3 +159,15 @@ def test_unchanged_files_are_shared_between_commits(stager: Stager, repository: 
     again = stager.run(Directory(path=str(repository.path)), "v3").result
     assert again is not None
     assert again["tree_digest"] == result["tree_digest"]
+
+
+def test_a_repository_of_plain_files_behind_http(stager: Stager, repository: Repository, tmp_path: Path) -> None:
+    """A server without git ("dumb http") can give no shallow copy: the history comes along."""
+    repository.commit("Second", app__py="2")
+    bare = tmp_path / "site/shop.git"
+    bare.parent.mkdir()
+    subprocess.run(["git", "clone", "--quiet", "--bare", repository.path, bare], check=True)
+    subprocess.run(["git", "update-server-info"], cwd=bare, check=True)
+    with serve(files(bare.parent)) as (_, url):
+        assert stage(stager, "v1", Git(url=f"{url}/shop.git"))["subject"] == "Second"
+    assert commits(stager) == 2
