@@ -3,9 +3,9 @@
 asyncio's own server calls listen() again on a socket that is not its own, so that one worker could shrink everyone's
 queue, and accepts up to its whole backlog at a wake-up, so that one worker takes nearly all. Here a wake-up takes one.
 
-EPOLLEXCLUSIVE was tried and left: the flag cannot be given through add_reader of asyncio or uvloop, the kernel's choice with
-it is the opposite of fair (one of four workers took 997 of 1,000), and what it saves, wake-ups for nothing, were 0.3 a
-connection on two cores.
+EPOLLEXCLUSIVE was tried and left: the flag cannot be given through add_reader of asyncio or uvloop, the kernel's
+choice with it is the opposite of fair (one of four workers took 997 of 1,000), and what it saves, wake-ups for
+nothing, were 0.3 a connection on two cores.
 """
 
 from __future__ import annotations

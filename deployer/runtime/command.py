@@ -1,9 +1,9 @@
 """The worker's command line: `__main__.py [--check] [options] module:object`.
 
-    --check              import the application and say what it is; exit 1 with its traceback when it cannot be
-    --threads N          of a WSGI application
-    --drain-timeout S    when SIGKILL comes after SIGTERM
-    --lend TAG:NAME=DIR  deployer's own package NAME in DIR, for Python TAG, should the application have none
+--check              import the application and say what it is; exit 1 with its traceback when it cannot be
+--threads N          of a WSGI application
+--drain-timeout S    when SIGKILL comes after SIGTERM
+--lend TAG:NAME=DIR  deployer's own package NAME in DIR, for Python TAG, should the application have none
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def http_class(base: Any, on_closed: Callable[[], None]) -> Any:
             if not waiting or any(cycle.more_body or ENDLESS in cycle.scope for cycle in waiting):
                 return None
             self.half_closed = True
-            complete = self.on_response_complete
+            complete = super().on_response_complete
 
             def on_response_complete() -> None:
                 complete()

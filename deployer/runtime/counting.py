@@ -1,7 +1,7 @@
 """Around the application: counts its answers on the scoreboard, and knows the event streams that are open.
 
-It stands in the way of every request, so it is written for few steps. Latency is the time until the head of the answer is
-there: an endless stream or a slow reader says nothing about the application.
+It stands in the way of every request, so it is written for few steps. Latency is the time until the head of the
+answer is there: an endless stream or a slow reader says nothing about the application.
 """
 
 from __future__ import annotations

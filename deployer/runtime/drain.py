@@ -1,10 +1,10 @@
 """The end of a worker that was told to stop, without a visitor noticing.
 
-    at once          accept no more; every answer from now on says `Connection: close`
-    after LINGER_S   connections on which no request came are closed, one after another: a client that was about
-                     to send has done so by then, and was answered
-    meanwhile        websockets are closed with 1012 and event streams ended, spread out, so that not all come back at once
-    in the end       what is still under way when the time is over is cut, counted and reported
+at once          accept no more; every answer from now on says `Connection: close`
+after LINGER_S   connections on which no request came are closed, one after another: a client that was about
+                 to send has done so by then, and was answered
+meanwhile        websockets are closed with 1012 and event streams ended, spread out, so that not all come at once
+in the end       what is still under way when the time is over is cut, counted and reported
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which worker should take the next visitor (pure).
 
 Connections decide. Between workers with as many, those taken lately do: `load` grows by one with each connection
-and fades with the time constant TAU_S, so that visitors who stay for a moment are shared as well. It is kept as the time at
-which it will have faded to one: loads of different moments compare as they stand, in a single number.
+and fades with the time constant TAU_S, so that visitors who stay for a moment are shared as well. It is kept as the
+time at which it will have faded to one: loads of different moments compare as they stand, in a single number.
 
 A worker that is ahead of a peer does not refuse: it waits a moment, in which the peer takes the visitor, and takes it
 after all when the peer is busy. Nobody waits for a peer that is asleep.

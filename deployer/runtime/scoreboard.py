@@ -200,14 +200,15 @@ class Scoreboard:
 
     def _free(self) -> int:
         """One that was never used, or of a worker dead for a while; else of the one that is dead longest."""
-        used = self.words[_USED]
+        used, now = self.words[_USED], time.monotonic()
         dead = []
         for index in range(used):
             base = self.base(index)
             if not is_alive(self.words[base + FIELD["pid"]], self.words[base + FIELD["ticks"]]):
-                dead.append((self.reals[base + FIELD["heartbeat"]], index))
+                beat = self.reals[base + FIELD["heartbeat"]]
+                dead.append((beat if beat <= now else 0.0, index))  # later than now: before the machine started anew
         oldest = min(dead, default=None)
-        if oldest is not None and (oldest[0] < time.monotonic() - KEEP_S or used >= RECORDS):
+        if oldest is not None and (oldest[0] < now - KEEP_S or used >= RECORDS):
             return oldest[1]
         if used >= RECORDS:
             raise RuntimeError(f"{self.path}: all {RECORDS} records belong to running workers")

@@ -27,8 +27,8 @@ class _Guarded:
         await self._inner(scope, receive, send)
 
 
-def _with_errors_on_stderr(app: Any) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-    def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+def _with_errors_on_stderr(app: Any) -> Callable[[Any, Any], Iterable[bytes]]:
+    def call(environ: Any, start_response: Any) -> Iterable[bytes]:
         environ["wsgi.errors"] = sys.stderr
         answer: Iterable[bytes] = app(environ, start_response)
         return answer
