@@ -25,7 +25,8 @@ LINGER_S = 5.0
 LINGER_SHARE = 0.3  # of the drain's time, where that is short
 SPREAD_SHARE = 0.5  # of the drain's time: all goodbyes are said by then
 EACH_S = 0.05  # between two goodbyes, where there is time for that
-MARGIN_SHARE = 0.1  # kept free at the end, to leave before SIGKILL
+MARGIN_S = 0.25  # and a tenth of the time, kept free at its end for the application's own shutdown
+MARGIN_SHARE = 0.1
 MARGIN_MAX_S = 2.0
 MID_EVENT_S = 1.0  # how long a stream may take to finish the event it is at
 
@@ -42,7 +43,7 @@ class Times:
 
     @classmethod
     def of(cls, timeout: float) -> Times:
-        end = timeout - min(MARGIN_MAX_S, timeout * MARGIN_SHARE)
+        end = max(0.0, timeout - min(MARGIN_MAX_S, MARGIN_S + timeout * MARGIN_SHARE))
         return cls(min(LINGER_S, timeout * LINGER_SHARE), timeout * SPREAD_SHARE, end)
 
     def goodbyes(self, count: int, first: float) -> list[float]:

@@ -104,7 +104,7 @@ def kind_of(found: Any, what: str = "the object") -> Kind:
     if inspect.iscoroutinefunction(call):
         return "asgi"
     try:
-        parameters = inspect.signature(call).parameters.values()
+        parameters = inspect.signature(found).parameters.values()
     except (ValueError, TypeError):
         return "wsgi"  # written in C: there are no such ASGI applications
     positional = [

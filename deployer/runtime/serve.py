@@ -25,7 +25,7 @@ from .scoreboard import DRAINING, GONE, SERVING, Record
 BEAT_S = 0.2
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-GOODBYE_S = 1.0  # at least so long for the application's own shutdown, even after a drain that took all its time
+GOODBYE_S = 0.1  # before SIGKILL, to leave in order; and the least that the application's own shutdown gets
 
 log = logging.getLogger("deployer.runtime")
 
@@ -67,8 +67,9 @@ class Worker:
         notify("READY=1")
         heart = loop.create_task(self._heart())
         await self._stop.wait()
+        kill_at = loop.time() + self._drain_timeout
         cut = await self._drain()
-        await self._shut_down(lifespan)
+        await self._shut_down(lifespan, max(GOODBYE_S, kill_at - GOODBYE_S - loop.time()))
         heart.cancel()
         self._leave(cut)
 
@@ -94,10 +95,10 @@ class Worker:
         self.is_stuck = bool(cut) or self._counting.under_way > 0
         return cut
 
-    async def _shut_down(self, lifespan: Any) -> None:
+    async def _shut_down(self, lifespan: Any, limit_s: float) -> None:
         """What is left of the drain's time is the application's."""
         try:
-            await asyncio.wait_for(lifespan.shutdown(), GOODBYE_S + self._drain_timeout * 0.05)
+            await asyncio.wait_for(lifespan.shutdown(), limit_s)
         except asyncio.TimeoutError:  # noqa: UP041  # another class before Python 3.11
             log.warning("the application's shutdown did not end in time")
 
