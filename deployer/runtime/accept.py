@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .fairness import AWAKE_S, delay, first_load, lead, load_after
+from .fairness import AWAKE_S, burden, delay, first_load, load_after
 from .scoreboard import FIELD, Record
 
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NO_ROOM_PAUSE_S = 0.5
 _CONNECTIONS, _LOAD, _ACCEPTED = FIELD["connections"], FIELD["load"], FIELD["accepted"]
-_HEARTBEAT = FIELD["heartbeat"]
+_HEARTBEAT, _SETTLED = FIELD["heartbeat"], FIELD["settled"]
 
 log = logging.getLogger("uvicorn.error")
 
@@ -33,8 +33,14 @@ class Acceptor:
     """Hands accepted connections to new protocols, until `stop`."""
 
     def __init__(
-        self, listeners: Sequence[socket.socket], protocol: Callable[[], asyncio.Protocol], record: Record | None
+        self,
+        listeners: Sequence[socket.socket],
+        protocol: Callable[[], asyncio.Protocol],
+        record: Record | None,
+        *,
+        greedy: bool = False,
     ) -> None:
+        self._greedy = greedy
         self._loop = asyncio.get_running_loop()
         self._listeners, self._protocol, self._record = list(listeners), protocol, record
         self._competitors: list[int] = []
@@ -84,28 +90,25 @@ class Acceptor:
             self._record.words[self._record.base + _CONNECTIONS] = self.connections
 
     def _ready(self, listener: socket.socket) -> None:
-        ahead = self._lead()
-        if ahead:
-            self._pause(listener, delay(ahead))
+        seconds = self._delay()
+        if seconds:
+            self._pause(listener, seconds)
         else:
             self._accept(listener)
 
-    def _lead(self) -> int:
+    def _delay(self) -> float:
         record = self._record
-        if record is None:
-            return 0
+        if record is None or self._greedy:
+            return 0.0
         if record.board.epoch != self._epoch:
             self.look_around()
-        words, reals, awake = record.words, record.reals, time.monotonic() - AWAKE_S
-        return lead(
-            self.connections,
-            self.load,
-            (
-                (words[base + _CONNECTIONS], reals[base + _LOAD])
-                for base in self._competitors
-                if reals[base + _HEARTBEAT] > awake
-            ),
-        )
+        words, reals, now = record.words, record.reals, time.monotonic()
+        others = [
+            burden(words[base + _SETTLED], reals[base + _LOAD], now)
+            for base in self._competitors
+            if reals[base + _HEARTBEAT] > now - AWAKE_S
+        ]
+        return delay(burden(words[record.base + _SETTLED], self.load, now), others)
 
     def _pause(self, listener: socket.socket, seconds: float) -> None:
         fd = listener.fileno()

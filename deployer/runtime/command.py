@@ -3,6 +3,7 @@
 --check              import the application and say what it is; exit 1 with its traceback when it cannot be
 --threads N          of a WSGI application
 --drain-timeout S    when SIGKILL comes after SIGTERM
+--greedy             take every visitor one is woken for, without regard for the other workers
 --lend TAG:NAME=DIR  deployer's own package NAME in DIR, for Python TAG, should the application have none
 """
 
@@ -15,7 +16,7 @@ import faulthandler
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import api, imports, parts
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--drain-timeout", type=float, default=DRAIN_TIMEOUT_S)
+    parser.add_argument("--greedy", action="store_true")
     parser.add_argument("--lend", action="append", default=[])
     return parser
 
@@ -73,14 +75,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         imports.lend(parts.borrowed(offer, wsgi=True))
         if record is not None:
             record.set("threads", arguments.threads)
-    counting.app = _as_asgi3(app, arguments.threads)
+    counting.serve(_as_asgi3(app, arguments.threads), _with_proxy_headers(config))
     loop = new_loop()
     asyncio.set_event_loop(loop)
     worker: Worker | None = None
 
     async def run() -> None:
         nonlocal worker
-        worker = Worker(config, counting, record, arguments.drain_timeout)
+        worker = Worker(config, counting, record, arguments.drain_timeout, greedy=arguments.greedy)
         await worker.run(listeners)
 
     try:
@@ -107,12 +109,24 @@ def _config(counting: Counting) -> Any:
     import uvicorn
 
     config = uvicorn.Config(
-        counting, interface="asgi3", access_log=False, log_level="warning", timeout_keep_alive=KEEP_ALIVE_S
+        counting,
+        interface="asgi3",
+        proxy_headers=False,
+        access_log=False,
+        log_level="warning",
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     ours = logging.getLogger("deployer.runtime")
     ours.handlers = list(logging.getLogger("uvicorn").handlers)
     ours.propagate = False
     return config
+
+
+def _with_proxy_headers(config: Any) -> Callable[[Any], Any]:
+    """X-Forwarded-For and -Proto, from those that FORWARDED_ALLOW_IPS trusts; as uvicorn has it."""
+    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+    return lambda app: ProxyHeadersMiddleware(app, trusted_hosts=config.forwarded_allow_ips)
 
 
 def _as_asgi3(app: App, threads: int) -> Any:

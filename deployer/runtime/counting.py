@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import Any
 
-from .histogram import bucket
-from .scoreboard import FIELD, Record
+from .histogram import BUCKETS, SUB, SUB_BITS, TICK_BITS
+from .scoreboard import FIELD, STATUSES, Record
 
 _EVENT_STREAM = b"text/event-stream"
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_STATUS = FIELD["status_1xx"] - 1
 ENDLESS = "deployer.event_stream"  # in the scope of one
 CLOSE = (b"connection", b"close")
 
@@ -24,9 +24,12 @@ CLOSE = (b"connection", b"close")
 class Stream:
     """An answer of server-sent events that is under way."""
 
-    def __init__(self, send: Any) -> None:
+    def __init__(self, send: Any, streams: set[Stream]) -> None:
         self._send = send
         self.task = asyncio.current_task()
+        assert self.task is not None
+        self.task.add_done_callback(lambda _: streams.discard(self))
+        streams.add(self)
         self.ended = False
         self.between_events = True
         self._ending: asyncio.Task[Any] | None = None
@@ -47,67 +50,91 @@ class Stream:
 
 
 class Counting:
-    """The application that uvicorn calls. `app` is set once it is imported."""
+    """The application that uvicorn calls, without middleware of its own. `serve` sets what it is."""
 
     def __init__(self, record: Record | None) -> None:
-        self.app: Any = None
         self.streams: set[Stream] = set()
-        self.finished = 0  # requests, counted also without a scoreboard
-        self.under_way = 0
         self.is_last: Callable[[Any], bool] | None = None
         """In a drain: is the answer that this `send` is for the last one on its connection?"""
         self._record = record
+        self._app: Any = None
+        self._proxied: Any = None
+        if record is None:
+            self._statuses = memoryview(bytearray(8 * STATUSES)).cast("Q")
+            self._histogram = memoryview(bytearray(8 * BUCKETS)).cast("Q")
+        else:
+            self._statuses, self._histogram = record.statuses, record.histogram
+
+    def serve(self, app: Any, with_proxy_headers: Callable[[Any], Any]) -> None:
+        """`with_proxy_headers` is uvicorn's middleware: it is asked when there are such headers, not each time."""
+        self._app, self._proxied = app, with_proxy_headers(self._counted)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            names = dict(scope["headers"])
+            if b"x-forwarded-for" not in names and b"x-forwarded-proto" not in names:
+                # The body of `_counted` is here once more: a call less for nearly every request.
+                counted = self._counter(scope, send)
+                try:
+                    await self._app(scope, receive, counted)
+                except Exception as error:
+                    self._failed(error, counted)
+                    raise
+                return
+        if kind == "lifespan":
+            await self._app(scope, receive, send)
+        else:
+            await self._proxied(scope, receive, send)
+
+    async def _counted(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
+        counted = self._counter(scope, send)
+        try:
+            await self._app(scope, receive, counted)
+        except Exception as error:
+            self._failed(error, counted)
+            raise
+
+    def _counter(self, scope: Any, send: Any) -> Any:
+        """The `send` that the application gets."""
+        began = perf_counter_ns()
         start: Any = None
         stream: Stream | None = None
 
         def counted(message: Any) -> Any:
             nonlocal start, stream
             if start is None:
+                if message is None:  # asked by `_failed`: nothing was sent
+                    return False
                 start = message
-                self.answered(message.get("status", 500), time.perf_counter() - began)
+                self._statuses[message.get("status", 500) // 100] += 1
+                ticks = (perf_counter_ns() - began) >> TICK_BITS
+                if ticks >= SUB:
+                    shift = ticks.bit_length() - SUB_BITS - 1
+                    ticks = (shift << SUB_BITS) + (ticks >> shift)
+                self._histogram[ticks if ticks < BUCKETS else BUCKETS - 1] += 1
                 if self.is_last is not None and self.is_last(send):
                     message = _closing(message)
+            elif message is None:
+                return True
             elif stream is not None:
                 return stream.pass_on(message)
             elif message.get("more_body") and _is_event_stream(start):
-                stream = Stream(send)
+                stream = Stream(send, self.streams)
                 scope[ENDLESS] = True
-                self.streams.add(stream)
                 return stream.pass_on(message)
             return send(message)
 
-        self.under_way += 1
-        try:
-            await self.app(scope, receive, counted)
-        except BaseException as error:
-            if not isinstance(error, asyncio.CancelledError):
-                self.failed(error, start is not None, time.perf_counter() - began)
-            raise
-        finally:
-            self.under_way -= 1
-            self.finished += 1
-            if stream is not None:
-                self.streams.discard(stream)
+        return counted
 
-    def answered(self, status: int, seconds: float) -> None:
-        record = self._record
-        if record is None:
-            return
-        words = record.words
-        words[record.base + _STATUS + min(max(status // 100, 1), 5)] += 1
-        words[record.histogram + bucket(seconds)] += 1
-        record.reals[record.base + FIELD["latency_sum"]] += seconds
-
-    def failed(self, error: BaseException, started: bool, seconds: float) -> None:
+    def _failed(self, error: Exception, counted: Any) -> None:
         """An application that raises is answered for by uvicorn, with 500, which passes by us."""
+        started = counted(None)
         if not started:
-            self.answered(500, seconds)
+            self._statuses[5] += 1
         if self._record is None:
             return
         if started:

@@ -27,6 +27,7 @@ from .histogram import BUCKETS
 
 MAGIC = 0x6472_6F62_6472_6373
 VERSION = 1
+STATUSES = 6
 RECORDS = 1100  # 512 slots, old and new, and preflight; pages nobody wrote take no room
 HEADER = 4096
 RECORD = 4096
@@ -45,9 +46,11 @@ INTEGERS = (
     "group",  # inode of the first listening socket: workers that compete for the same visitors
     "state",
     "connections",
+    "settled",  # of these, the ones that have been there for a heartbeat at least
     "websockets",
     "in_flight",
     "accepted",
+    "status_other",  # of no class
     "status_1xx",
     "status_2xx",
     "status_3xx",
@@ -63,7 +66,6 @@ REALS = (
     "heartbeat",  # the event loop turned
     "progress",  # the loop turned, and not every thread is stuck
     "load",  # connections taken lately (fairness.py)
-    "latency_sum",
     "error_at",  # time.time
 )
 FIELD = {name: number for number, name in enumerate(INTEGERS + REALS)}
@@ -90,9 +92,11 @@ class Row:
     group: int
     state: int
     connections: int
+    settled: int
     websockets: int
     in_flight: int
     accepted: int
+    status_other: int
     status_1xx: int
     status_2xx: int
     status_3xx: int
@@ -106,7 +110,6 @@ class Row:
     heartbeat: float
     progress: float
     load: float
-    latency_sum: float
     error_at: float
     error: str
     status: str
@@ -160,7 +163,8 @@ class Scoreboard:
     def close(self) -> None:
         for view in (self.words, self.reals, self._view):
             view.release()
-        self._memory.close()
+        with contextlib.suppress(BufferError):  # a record of ours is still held: the mapping goes with it
+            self._memory.close()
 
     def __enter__(self) -> Scoreboard:
         return self
@@ -278,7 +282,9 @@ class Record:
         self.base = board.base(index)
         self.offset = self.base * 8
         self.words, self.reals = board.words, board.reals
-        self.histogram = self.base + _HISTOGRAM
+        first = self.base + FIELD["status_1xx"] - 1  # index 1 is 1xx
+        self.statuses = self.words[first : first + STATUSES]
+        self.histogram = self.words[self.base + _HISTOGRAM : self.base + _HISTOGRAM + BUCKETS]
 
     def get(self, name: str) -> int:
         return self.words[self.base + FIELD[name]]

@@ -37,11 +37,15 @@ class StartupFailedError(Exception):
 class Worker:
     """One worker process on its event loop."""
 
-    def __init__(self, config: Any, counting: Counting, record: Record | None, drain_timeout: float) -> None:
+    def __init__(
+        self, config: Any, counting: Counting, record: Record | None, drain_timeout: float, *, greedy: bool = False
+    ) -> None:
+        self._greedy = greedy
         self._config, self._counting, self._record = config, counting, record
         self._drain_timeout = drain_timeout
         self._stop = asyncio.Event()
-        self._progress = (0, 0.0)
+        self._finished = 0
+        self._before: set[Any] = set()  # connections at the last heartbeat
         self.is_stuck = False  # threads of the application that will not end are left behind
 
     async def run(self, listeners: Sequence[socket.socket]) -> None:
@@ -56,7 +60,7 @@ class Worker:
         await lifespan.startup()
         if lifespan.should_exit:
             raise StartupFailedError
-        self._acceptor = Acceptor(listeners, self._protocol_factory(lifespan.state), self._record)
+        self._acceptor = Acceptor(listeners, self._protocol_factory(lifespan.state), self._record, greedy=self._greedy)
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self._stop.set)
@@ -92,7 +96,7 @@ class Worker:
         drain = Drain(self._state, self._counting, self._drain_timeout)
         drain.call(api.worker.callbacks)
         cut = await drain.run()
-        self.is_stuck = bool(cut) or self._counting.under_way > 0
+        self.is_stuck = bool(cut) or self._under_way() > 0
         return cut
 
     async def _shut_down(self, lifespan: Any, limit_s: float) -> None:
@@ -123,15 +127,24 @@ class Worker:
         if self._record is None:
             return
         now = time.monotonic()
-        record, counting = self._record, self._counting
+        record = self._record
         record.set_real("heartbeat", now)
-        record.set("in_flight", counting.under_way)
+        under_way = self._under_way()
+        record.set("in_flight", under_way)
+        open_now = set(self._state.connections)
+        record.set("settled", len(open_now & self._before))
+        self._before = open_now
         record.set("websockets", sum(map(is_websocket, self._state.connections)))
         threads = record.get("threads")
         # With every thread taken and none that finished anything, nothing moves although the loop turns.
-        if not threads or counting.under_way < threads or counting.finished != self._progress[0]:
-            self._progress = (counting.finished, now)
+        finished = self._state.total_requests
+        if not threads or under_way < threads or finished != self._finished:
+            self._finished = finished
             record.set_real("progress", now)
+
+    def _under_way(self) -> int:
+        """Requests that the application works on; a websocket is none."""
+        return max(0, len(self._state.tasks) - sum(map(is_websocket, self._state.connections)))
 
     def _refresh_headers(self) -> None:
         """Those that every answer carries."""

@@ -12,7 +12,7 @@ async def app(scope, receive, send):
             message = await receive()
             await send({"type": f"{message['type']}.complete"})
             if message["type"] == "lifespan.shutdown":
-                return None
+                return
     if scope["type"] == "websocket":
         await echo(receive, send)
         return
@@ -40,7 +40,7 @@ async def upload(query, receive, send):
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return None
+            return
         size += len(message["body"])
         if not message["more_body"]:
             break

@@ -55,7 +55,7 @@ def test_what_a_worker_writes_is_read_in_another_mapping(board: Scoreboard, path
     record.set("status_2xx", 2**63)
     record.set_text("error", "ValueError: " + "ü" * 600)
     record.set_text("status", "line 1")
-    record.words[record.histogram + 5] += 9
+    record.histogram[5] += 9
     with Scoreboard.open(path) as other:
         row = only(other)
     assert (row.pid, row.slot, row.generation, row.release, row.group) == (os.getpid(), 1, 3, 12, 7)
