@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(arguments: argparse.Namespace) -> int:
     app = load(arguments.app)
-    parts.borrowed(_offer(arguments.lend), wsgi=app.kind == "wsgi")
+    parts.server(_offer(arguments.lend))
+    if app.kind == "wsgi":
+        parts.wsgi(_offer(arguments.lend))
     kind = type(app.call)
     print(f"{app.target} is {'a WSGI' if app.kind == 'wsgi' else 'an ASGI'} application ({kind.__module__})")
     return 0
@@ -64,7 +66,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     offer = _offer(arguments.lend)
-    imports.lend(parts.borrowed(offer, wsgi=False))
+    imports.lend(parts.server(offer))
     listeners = inherited()
     group = os.fstat(listeners[0].fileno()).st_ino if listeners else 0
     record = api.worker.record = _claim(group)
@@ -72,7 +74,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     config = _config(counting)
     app = load(arguments.app)
     if app.kind == "wsgi":
-        imports.lend(parts.borrowed(offer, wsgi=True))
+        imports.lend(parts.wsgi(offer))
         if record is not None:
             record.set("threads", arguments.threads)
     counting.serve(_as_asgi3(app, arguments.threads), _with_proxy_headers(config))

@@ -1,7 +1,8 @@
 """A histogram of latencies with fixed buckets, and percentiles of it (pure).
 
 Eight buckets to each doubling, from a tick of 1.024 microseconds to about two minutes: a bucket is at most 12.5 %
-wide, so a percentile is off by half of that at most, whatever the shape. Counts of several workers add up bucket by bucket.
+wide, so a percentile is off by half of that at most, whatever the shape. Counts of several workers add up bucket by
+bucket.
 """
 
 from __future__ import annotations

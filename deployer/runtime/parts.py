@@ -26,16 +26,18 @@ class Offer(NamedTuple):
     places: Mapping[str, str]
 
 
-def borrowed(offer: Offer, *, wsgi: bool) -> dict[str, str]:
-    """Name -> directory of what is to be lent. Missing: there is no way to serve the application."""
-    found: dict[str, str] = {}
-    if not _usable("uvicorn", UVICORN_MIN):
-        found |= _lent(offer, "uvicorn", SERVER)
-        for name, least in LEAST.items():
-            _usable(name, least)
-    if wsgi and not _usable("a2wsgi", A2WSGI_MIN):
-        found |= _lent(offer, "a2wsgi", ("a2wsgi", "typing_extensions"))
-    return found
+def server(offer: Offer) -> dict[str, str]:
+    """Name -> directory of what is to be lent for a server. Missing: there is no way to serve the application."""
+    if _usable("uvicorn", UVICORN_MIN):
+        return {}
+    for name, least in LEAST.items():
+        _usable(name, least)
+    return _lent(offer, "uvicorn", SERVER)
+
+
+def wsgi(offer: Offer) -> dict[str, str]:
+    """The same for what a WSGI application needs besides."""
+    return {} if _usable("a2wsgi", A2WSGI_MIN) else _lent(offer, "a2wsgi", ("a2wsgi", "typing_extensions"))
 
 
 def _usable(name: str, least: tuple[int, ...]) -> bool:

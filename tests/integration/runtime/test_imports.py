@@ -60,6 +60,15 @@ def test_an_empty_environment_is_served_with_deployers_own_parts(
     assert page(workers) == "[[], []]"
 
 
+def test_a_wsgi_application_borrows_both_server_and_bridge(serve: Serve, empty_python: str, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(
+        "def app(environ, start_response):\n"
+        "    start_response('200 OK', [('Content-Length', '5')])\n"
+        "    return [b'hello']\n"
+    )
+    assert page(serve("shop:app", directory=tmp_path, python=empty_python, options=lent())) == "hello"
+
+
 def test_the_release_comes_first_and_the_runtime_is_not_on_the_path(serve: Serve, tmp_path: Path) -> None:
     """A module of the application may have the name of one of ours."""
     (tmp_path / "serve.py").write_text("name = 'mine'")
