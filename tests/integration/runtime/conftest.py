@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -40,7 +41,12 @@ def serve() -> Iterator[Callable[..., Workers]]:
 
 @pytest.fixture(params=["uvloop+httptools", "asyncio+h11"])
 def engine(request: pytest.FixtureRequest, empty_python: str) -> dict[str, Any]:
-    """What to give `serve` for each: the second is an empty environment that borrows the least of deployer's."""
+    """What to give `serve` for each: the second is an empty environment that borrows the least of deployer's.
+
+    With RUNTIME_PYTHON the uvicorn of that environment serves, for trying other versions by hand.
+    """
+    if python := os.environ.get("RUNTIME_PYTHON"):
+        return {"python": python}
     if request.param == "uvloop+httptools":
         return {}
     least = [word for word in lent() if word.partition(":")[2].partition("=")[0] not in ("uvloop", "httptools")]

@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
 from deployer.runtime.scoreboard import DRAINING, GONE
+from deployer.workers.order import lent
 from tests.rawclient import Client
 from tests.runtimekit import Workers, until
 
@@ -289,3 +290,43 @@ def test_new_visitors_go_to_the_other_worker(serve: Serve, engine: Engine) -> No
         assert workers.row(process).accepted == accepted
         assert busy.answer().body == other.answer().body == b"slow"
     assert process.wait(8) == 0
+
+
+def test_a_stuck_worker_can_be_seen_and_says_where_it_is(serve: Serve, tmp_path: Path) -> None:
+    """The heartbeat stops with the event loop; SIGABRT prints every thread's stack, even then."""
+    (tmp_path / "shop.py").write_text(
+        "import time\nasync def app(scope, receive, send):\n"
+        "    if scope['type'] == 'http':\n        deadlock()\n"
+        "def deadlock():\n    time.sleep(60)\n"
+    )
+    workers = serve("shop:app", directory=tmp_path)
+    with Client(workers) as client:
+        client.send("/")
+        until(lambda: time.monotonic() - workers.row().heartbeat > 0.6, "the heart stands still")
+        workers.processes[0].send_signal(signal.SIGABRT)
+        assert workers.processes[0].wait(5) == -signal.SIGABRT
+    assert "in deadlock" in workers.log()
+
+
+def test_stuck_threads_can_be_seen_though_the_loop_turns(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text("import time\ndef app(environ, start_response):\n    time.sleep(60)\n")
+    workers = serve("shop:app", directory=tmp_path, options=["--threads=2", "--drain-timeout=1"])
+    with Client(workers) as one, Client(workers) as two:
+        one.send("/")
+        two.send("/")
+        until(lambda: time.monotonic() - workers.row().progress > 0.8, "nothing moves")
+        assert time.monotonic() - workers.row().heartbeat < 0.6
+
+
+def test_wsproto_closes_with_1012_too(serve: Serve, empty_python: str) -> None:
+    without = [word for word in lent() if ":websockets=" not in word]
+    workers = serve("bare:app", python=empty_python, options=without)
+    with connect(workers.address.replace("tcp:", "ws:")) as websocket:
+        websocket.send("one")
+        assert websocket.recv(5) == "echo one"
+        process = begin_drain(workers)
+        with pytest.raises(ConnectionClosedError) as caught:
+            websocket.recv(10)
+    assert caught.value.rcvd is not None
+    assert caught.value.rcvd.code == 1012
+    assert process.wait(5) == 0
