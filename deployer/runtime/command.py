@@ -114,6 +114,7 @@ def _config(counting: Counting) -> Any:
         counting,
         interface="asgi3",
         proxy_headers=False,
+        workers=1,  # or WEB_CONCURRENCY is read
         access_log=False,
         log_level="warning",
         timeout_keep_alive=KEEP_ALIVE_S,

@@ -136,18 +136,22 @@ class Scoreboard:
 
     @classmethod
     def create(cls, path: Path, *, uid: int = -1, gid: int = -1, mode: int = 0o600) -> None:
-        """Make the file where it is missing or of another version. Under a lock: two may be at it."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+        """Make the file where it is missing or of another version.
+
+        One of another version is replaced, never cut: workers of an older deployer still have it mapped, and would
+        die of SIGBUS.
+        """
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if not _fits(fd):
-                os.ftruncate(fd, 0)
-                os.ftruncate(fd, HEADER + RECORDS * RECORD)
-                os.pwrite(fd, _HEAD.pack(MAGIC, VERSION, RECORD, RECORDS, 0, 0), 0)
-            if uid != -1 or gid != -1:
-                os.fchown(fd, uid, gid)
-        finally:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            fits = False
+        else:
+            fits = _fits(fd)
             os.close(fd)
+        if not fits:
+            _make(path, mode)
+        if uid != -1 or gid != -1:
+            os.chown(path, uid, gid)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Scoreboard:
@@ -313,6 +317,17 @@ def _fits(fd: int) -> bool:
         and _HEAD.unpack(head)[:4] == (MAGIC, VERSION, RECORD, RECORDS)
         and os.fstat(fd).st_size == size
     )
+
+
+def _make(path: Path, mode: int) -> None:
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.ftruncate(fd, HEADER + RECORDS * RECORD)
+        os.pwrite(fd, _HEAD.pack(MAGIC, VERSION, RECORD, RECORDS, 0, 0), 0)
+    finally:
+        os.close(fd)
+    os.rename(beside, path)
 
 
 def is_alive(pid: int, ticks: int) -> bool:

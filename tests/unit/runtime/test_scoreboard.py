@@ -138,6 +138,19 @@ def test_a_file_of_another_version_is_refused_and_made_anew(path: Path) -> None:
         assert only(board).slot == 1
 
 
+def test_who_has_the_old_file_mapped_lives_on_when_it_is_replaced(
+    board: Scoreboard, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cutting a file that is mapped kills with SIGBUS."""
+    record = claim(board)
+    monkeypatch.setattr(module, "VERSION", 99)
+    Scoreboard.create(path)
+    record.set("accepted", 5)
+    assert only(board).accepted == 5
+    with Scoreboard.open(path) as new:
+        assert new.rows() == []
+
+
 def test_pages_nobody_wrote_take_no_room(path: Path) -> None:
     assert path.stat().st_blocks * 512 < 64 * 1024 < path.stat().st_size
 
