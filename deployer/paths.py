@@ -58,6 +58,11 @@ class Layout:
         return self.run / "notify"
 
     @property
+    def scoreboard(self) -> Path:
+        """What workers of `[worker] app` say of themselves (deployer/runtime/scoreboard.py)."""
+        return self.run / "scoreboard"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

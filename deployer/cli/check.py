@@ -68,7 +68,8 @@ def _print(session: Session, findings: list[Finding]) -> None:
 def _findings(session: Session, loaded: Loaded) -> Iterator[Finding]:
     yield Finding("ok", "config", f"{loaded.path} ({loaded.config.name})")
     status = _status(session)
-    yield _command(loaded)
+    app = loaded.config.worker.app
+    yield _command(loaded) if app is None else Finding("ok", "app", f"{app}, served by deployer's own runtime")
     for listen in loaded.config.listen:
         yield _address(parse(listen.address, loaded.directory), listen.address, status)
     yield _source(loaded)
@@ -88,7 +89,7 @@ def _status(session: Session) -> Status | None:
 def _command(loaded: Loaded) -> Finding:
     """The program of [worker] command, sought where the worker will seek it."""
     worker = loaded.config.worker
-    program = split(worker.command)[0]
+    program = split(worker.command or "")[0]
     if "{" in program:
         return Finding("ok", "command", f"{program} is known when a worker starts")
     path = worker.env.get("PATH", os.environ.get("PATH", os.defpath))

@@ -24,6 +24,7 @@ _SHELL = re.compile(r"[|&;<>$`*?()\n]")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _SETTINGS = re.compile(r"DJANGO_SETTINGS_MODULE\W+[\"']([\w.]+)[\"']")
 _SERVER_NOTE = "must be on the PATH of `deployer up`; or write its path, e.g. /srv/shop/.venv/bin/"
+_DJANGO = ("Django", "ProtocolTypeRouter")
 _ANY_NOTES = (
     "The program must serve on the socket it inherits, descriptor {fd} (also LISTEN_FDS), not on a port of its own.",
 )
@@ -139,14 +140,14 @@ def _django(directory: Path) -> Detected | None:
     manage = read_source(directory / "manage.py")
     if "django" not in manage.lower():
         return None
-    apps = [app for app in find_python_apps(directory) if app.framework in ("Django", "ProtocolTypeRouter")]
+    apps = [app for app in find_python_apps(directory) if app.framework in _DJANGO]
     settings = _SETTINGS.search(manage)
     package = settings[1].partition(".")[0] if settings else ""
     # A project made by startproject has both modules; only one that uses channels needs ASGI.
     apps.sort(key=lambda app: (app.module.partition(".")[0] != package, _django_rank(app)))
     if not apps:
         return None
-    return _served(apps[0], "django", f"A Django project, served by {apps[0].target} ({apps[0].file})")
+    return _served(directory, apps[0], f"A Django project, served by {apps[0].target} ({apps[0].file})")
 
 
 def _django_rank(app: PythonApp) -> int:
@@ -159,23 +160,19 @@ def _python(directory: Path) -> Detected | None:
         return None
     what = "factory" if apps[0].is_factory else "application"
     found = f"{apps[0].framework} {what} {apps[0].target}, found in {apps[0].file}"
-    return _served(apps[0], apps[0].kind, found)
+    return _served(directory, apps[0], found)
 
 
-def _served(app: PythonApp, kind: str, found: str) -> Detected:
-    if app.kind == "asgi":
-        options = (" --factory" if app.is_factory else "") + (
-            f" --app-dir {app.search_path}" if app.search_path else ""
-        )
-        command, server = f"{UVICORN}{options} {app.target}", "uvicorn"
-    else:
+def _served(directory: Path, app: PythonApp, found: str) -> Detected:
+    """By deployer's own runtime; by gunicorn where that is configured for it."""
+    kind = "django" if app.framework in _DJANGO else app.kind
+    target = f"{app.target}()" if app.is_factory else app.target
+    if app.kind == "wsgi" and (directory / "gunicorn.conf.py").is_file():
         path = f" --pythonpath {app.search_path}" if app.search_path else ""
-        target = f"'{app.target}()'" if app.is_factory else app.target
-        command, server = f"{GUNICORN}{path} {target}", "gunicorn"
-    notes = (f"{server} {_SERVER_NOTE}{server}",)
-    if kind == "django":
-        return Detected("django", found, command, app.target, notes=notes)
-    return Detected(app.kind, found, command, app.target, notes=notes)
+        word = f"'{target}'" if app.is_factory else target
+        return Detected(kind, found, f"{GUNICORN}{path} {word}", notes=(f"gunicorn {_SERVER_NOTE}gunicorn",))
+    env = (("PYTHONPATH", app.search_path),) if app.search_path else ()
+    return Detected(kind, found, app=target, env=env)
 
 
 def _health_route(directory: Path) -> tuple[str | None, str | None]:

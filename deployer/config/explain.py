@@ -70,7 +70,15 @@ def _value(data: object, kind: Any, path: Path) -> Iterator[Problem]:
         try:
             msgspec.convert(data, kind)
         except msgspec.ValidationError:
-            yield _wrong_type(data, kind, path)
+            yield _wrong_type(data, _without_none(kind), path)
+
+
+def _without_none(kind: Any) -> Any:
+    """`X` of `X | None`: TOML has no null, so nobody can write one."""
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        kinds = [one for one in typing.get_args(kind) if one is not types.NoneType]
+        return kinds[0] if len(kinds) == 1 else kind
+    return kind
 
 
 def _unknown(key: str, value: object, known: list[str], path: Path) -> Problem:
@@ -105,7 +113,9 @@ def _sections() -> dict[str, type[Section]]:
 
 def _missing(name: str, path: Path) -> Problem:
     if not path and name == "worker":
-        return Problem((), "the table [worker] is missing", 'add [worker] with command = "..."')
+        return Problem(
+            (), "the table [worker] is missing", 'add [worker] with app = "module:object" or command = "..."'
+        )
     example = {"name": "shop", "address": "tcp://127.0.0.1:8000"}.get(name, "...")
     table = name_table(path)
     return Problem((*path, name), f"the key `{name}` is missing in {table}", f'add {name} = "{example}" to {table}')

@@ -153,6 +153,8 @@ def _merge(host: dict[str, Any], release: dict[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(value, dict) and isinstance(host.get(key), dict):
             merged[key] = {**host[key], **value}
+            if key == "worker" and ("app" in value) != ("command" in value):
+                merged[key]["command" if "app" in value else "app"] = None  # one takes the place of the other
         else:
             merged[key] = value
     return merged

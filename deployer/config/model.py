@@ -34,13 +34,17 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Worker(Section, frozen=True, kw_only=True):
-    command: str
+    """`command` or `app`: one of the two."""
+
+    command: str | None = None  # any program; {fd}, {fd:NAME}, {worker}, {release} are filled in
+    app: str | None = None  # "module:object" or "module:factory()": WSGI or ASGI, served by deployer's own runtime
+    threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8  # of a WSGI `app`
     count: Annotated[int, msgspec.Meta(ge=1, le=512)] | Literal["auto"] = "auto"
     env: dict[str, str] = {}
     env_file: list[str] = []
     user: str | None = None
     group: str | None = None
-    ready: Ready = Ready.LISTEN
+    ready: Ready | None = None  # "listen"; of an `app` "notify"
     ready_timeout: Duration = "60s"
     ready_delay: Duration = "1s"
     drain_timeout: Duration = "30s"
@@ -48,6 +52,11 @@ class Worker(Section, frozen=True, kw_only=True):
     umask: str | None = None
     nice: Annotated[int, msgspec.Meta(ge=-20, le=19)] | None = None
     rlimits: dict[str, int] = {}
+
+    @property
+    def readiness(self) -> Ready:
+        """`ready`, or what it is when nothing is said."""
+        return self.ready or (Ready.NOTIFY if self.app is not None else Ready.LISTEN)
 
 
 class Listen(Section, frozen=True, kw_only=True):

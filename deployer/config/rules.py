@@ -31,7 +31,8 @@ MAY_BE_ZERO = {("rollout", "soak"), ("worker", "ready_delay"), ("worker", "drain
 """Durations that make sense as "0s"; a check every 0 s or a limit of 0 s does not."""
 
 FILL_IN_COMMAND = (
-    'write what starts your app, e.g. command = "gunicorn -b fd://{fd} -w 1 -k gthread --threads 8 module:app"'
+    'write what starts your app, e.g. app = "module:object" for a WSGI or ASGI application, '
+    'or command = "node server.js"'
 )
 
 PLACEHOLDERS = "known: {fd}, {fd:NAME}, {worker}, {release}; write {{ and }} for the program's own braces"
@@ -41,6 +42,7 @@ NOT_SHARED = ("deployer.toml", ".deployer.json")
 _NAME = re.compile(r"[a-z0-9_-]+")
 _UMASK = re.compile(r"(0o)?[0-7]{1,4}")
 _HTTP_PATH = re.compile(r"/[!-~]*")
+_APP = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*(\(\))?")
 _RLIMIT_MAX = 2**63 - 1
 _UNCATCHABLE = ("SIGKILL", "SIGSTOP")
 _REQUIRED_TEXTS = (
@@ -79,7 +81,7 @@ def host_problems(config: Config, directory: Path) -> Iterator[Problem]:
 def release_problems(config: Config) -> Iterator[Problem]:
     """What is wrong in the sections that a release may override, against the host's [[listen]]."""
     yield from _durations_and_sizes(config)
-    yield from _command(config)
+    yield from _program(config)
     yield from _process(config)
     yield from _env(config)
     yield from _readiness(config)
@@ -186,10 +188,33 @@ def _size(text: str) -> str | None:
     return None
 
 
-def _command(config: Config) -> Iterator[Problem]:
+def _program(config: Config) -> Iterator[Problem]:
+    """Exactly one of `command` and `app`."""
+    command, app = config.worker.command, config.worker.app
+    if command is not None and app is not None:
+        hint = "keep `app` for deployer's own runtime, or `command` for a server of yours"
+        yield Problem(("worker", "app"), "`command` and `app` in [worker]: only one of the two can be", hint)
+    elif app is not None:
+        yield from _app(app, config)
+    elif command is not None:
+        yield from _command(command, config)
+    else:
+        yield Problem(("worker",), "neither `command` nor `app` is in [worker]", FILL_IN_COMMAND)
+
+
+def _app(app: str, config: Config) -> Iterator[Problem]:
+    if _APP.fullmatch(app) is None:
+        text = f'`app` in [worker]: "{app}" does not name an application'
+        yield Problem(("worker", "app"), text, 'write app = "module:object", or app = "module:factory()"')
+    if not config.listen:
+        text = "`app` in [worker] needs a [[listen]], and there is none"
+        yield Problem(("worker", "app"), text, 'add [[listen]] with address = "tcp://127.0.0.1:8000"')
+
+
+def _command(command: str, config: Config) -> Iterator[Problem]:
     path = ("worker", "command")
     try:
-        words = split(config.worker.command)
+        words = split(command)
     except ValueError as error:
         why = "a quote is not closed" if "quotation" in str(error) else "it ends with a backslash"
         text = f"`command` in [worker] cannot be split into words: {why}"
@@ -258,7 +283,7 @@ def _env(config: Config) -> Iterator[Problem]:
 
 
 def _readiness(config: Config) -> Iterator[Problem]:
-    ready, path = config.worker.ready, ("worker", "ready")
+    ready, path = config.worker.readiness, ("worker", "ready")
     if not config.listen and ready in (Ready.LISTEN, Ready.HTTP):
         default = " (the default)" if ready == Ready.LISTEN else ""
         text = f'`ready` in [worker]: "{ready}"{default} needs a [[listen]], and there is none'

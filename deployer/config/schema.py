@@ -11,4 +11,6 @@ from deployer.config.model import Config
 
 def json_schema() -> dict[str, Any]:
     """The schema as JSON data; the tables lie under "$defs"."""
-    return msgspec.json.schema(Config)
+    schema = msgspec.json.schema(Config)
+    schema["$defs"]["Worker"]["oneOf"] = [{"required": [key]} for key in ("command", "app")]
+    return schema

@@ -12,7 +12,7 @@ from deployer.config.rules import slug
 
 @dataclass(frozen=True)
 class Detected:
-    """What was found in a directory. `command` is None when a person must write it."""
+    """What was found in a directory. Without `command` and `app` a person must write one."""
 
     kind: Literal["procfile", "node", "django", "asgi", "wsgi", "unknown"]
     found: str
@@ -31,8 +31,7 @@ name = {name}
 # root = ".deployer"             # where releases, logs and state are kept
 
 [worker]
-{notes}command = {command}
-# {{fd}} is the listening socket, handed down ready for accept(). Also filled in: {{worker}} and {{release}}.
+{notes}{program}
 # count = "auto"                 # a number, or "auto": one worker per usable CPU
 {env}
 # env_file = [".env"]            # files of KEY=VALUE lines
@@ -76,7 +75,7 @@ def render(detected: Detected, name: str) -> str:
         found=_comment(detected.found),
         name=_quoted(slug(name)),
         notes="".join(f"# {_comment(note)}\n" for note in detected.notes),
-        command=_quoted(detected.command or "") + ("" if detected.command else "   # <- what starts your app"),
+        program=_program(detected),
         env=_env(detected),
         ready=_ready(detected),
         health=_health(detected),
@@ -88,6 +87,15 @@ def plain_command(words: list[str]) -> str:
     return " ".join(_shell_word(escape(word)) for word in words)
 
 
+def _program(detected: Detected) -> str:
+    if detected.app is not None:
+        note = "# A WSGI or ASGI object, or module:factory(); deployer serves it itself. For a server of yours: command"
+        return f"app = {_quoted(detected.app)}\n{note}"
+    command = _quoted(detected.command or "") + ("" if detected.command else "   # <- what starts your app")
+    fd = "# {fd} is the listening socket, handed down ready for accept(). Also filled in: {worker} and {release}."
+    return f"command = {command}\n{fd}"
+
+
 def _env(detected: Detected) -> str:
     if detected.env:
         pairs = ", ".join(f"{_quoted(key)} = {_quoted(value)}" for key, value in detected.env)
@@ -97,6 +105,8 @@ def _env(detected: Detected) -> str:
 
 
 def _ready(detected: Detected) -> str:
+    if detected.app is not None:
+        return '# ready = "notify"               # when it serves; or "http": when [health] http answers'
     if detected.health:
         return 'ready = "http"                   # ready when [health] http answers; or "listen", "notify", "delay"'
     return '# ready = "listen"               # when it accepts connections; or "notify" (sd_notify), "http", "delay"'

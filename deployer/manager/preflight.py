@@ -35,7 +35,7 @@ async def check(
 
 async def _check(worker: Worker) -> Failure | list[str]:
     await _first(worker.started, worker.ended)
-    checks = [f"ready ({worker.release.config.worker.ready})"]
+    checks = [f"ready ({worker.release.config.worker.readiness})"]
     checking = asyncio.create_task(_serving(worker, checks))
     ending = asyncio.create_task(worker.ended.wait())
     try:

@@ -27,6 +27,7 @@ from deployer.osutil.tasks import watched
 from deployer.paths import Layout
 from deployer.releases.release import Release
 from deployer.rollout.events import Failure
+from deployer.runtime.scoreboard import Scoreboard
 from deployer.state.store import Store, WorkerRow
 from deployer.units import parse_duration
 from deployer.wire.schema import LogLine
@@ -58,6 +59,9 @@ class Pool:
     def spawn(self, slot: int, generation: int, release: Release, listeners: Sequence[Listener]) -> Worker:
         """Start a worker. What its program makes of it is heard later. OSError: it cannot be started."""
         limits = order.limits(release.config.worker, self._base_env)
+        if release.config.worker.app is not None:
+            owner = [-1 if limits[key] is None else limits[key] for key in ("uid", "gid")]
+            Scoreboard.create(self._layout.scoreboard, uid=owner[0], gid=owner[1])
         waiting = start.begin(self._layout.notify, [listener.sock.fileno() for listener in listeners])
         try:
             row = self._record(slot, generation, release, waiting.pid)
@@ -96,10 +100,15 @@ class Pool:
             "DEPLOYER_ROOT": str(self._layout.root),
             "NOTIFY_SOCKET": worker.notify.getsockname(),
         }
-        template = release.config.worker.command
+        template = release.config.worker.command or ""
         sockets = [listener.sock.fileno() for listener in worker.listeners]
+        if release.config.worker.app is not None:
+            argv = order.served(release)
+            own |= {"DEPLOYER_SCOREBOARD": str(self._layout.scoreboard), "DEPLOYER_GENERATION": str(worker.generation)}
+        else:
+            argv = order.command(template, names=names, slot=worker.slot, release=release.name)
         return {
-            "argv": order.command(template, names=names, slot=worker.slot, release=release.name),
+            "argv": argv,
             "env": order.environment(self._base_env, release, own, names),
             "cwd": str(release.directory),
             "sockets": sockets * 2 if "{fd" in template else sockets,

@@ -25,7 +25,7 @@ SHARED_PROBES = 20  # tries to meet one worker on a socket that others share
 
 async def until_ready(worker: Worker) -> Failure | None:
     """None when the worker is ready; a Failure (`never_ready`) when its time is over."""
-    waiting = asyncio.create_task(_WAYS[worker.release.config.worker.ready](worker))
+    waiting = asyncio.create_task(_WAYS[worker.release.config.worker.readiness](worker))
     try:
         while not waiting.done():
             left = worker.ready_deadline - uptime()  # it may have been extended meanwhile
@@ -130,7 +130,7 @@ def _too_late(worker: Worker) -> Failure:
         Ready.HTTP: f"did not answer GET {worker.release.config.health.http} as expected",
         Ready.LISTEN: "did not wait for connections on its socket",
         Ready.DELAY: "was not given enough time (ready_delay is longer than ready_timeout)",
-    }[config.ready]
+    }[config.readiness]
     return Failure(
         reason="never_ready",
         what=f"{worker.name} {expected} within {config.ready_timeout}",

@@ -148,3 +148,11 @@ def test_init_does_not_overwrite_unless_forced(shop: Shop) -> None:
     )
     assert forced.code == 0
     assert json.loads(forced.out)["file"] == f"{shop.directory}/deployer.toml"
+
+
+def test_an_app_is_checked_and_written(shop: Shop) -> None:
+    (shop.directory / "main.py").write_text("from starlette.applications import Starlette\napp = Starlette()\n")
+    (shop.directory / "deployer.toml").unlink(missing_ok=True)
+    assert shop.run("init").code == 0
+    assert 'app = "main:app"' in (shop.directory / "deployer.toml").read_text()
+    assert findings(shop)["app"]["text"] == "main:app, served by deployer's own runtime"

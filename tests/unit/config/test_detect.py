@@ -30,32 +30,32 @@ def tree(directory: Path, files: dict[str, str]) -> Detected:
 
 
 @pytest.mark.parametrize(
-    ("files", "kind", "command"),
+    ("files", "kind", "program"),
     [
-        ({"main.py": "from fastapi import FastAPI\napp = FastAPI()\n"}, "asgi", "uvicorn --fd {fd} main:app"),
+        ({"main.py": "from fastapi import FastAPI\napp = FastAPI()\n"}, "asgi", "main:app"),
         (
             {"pkg/web.py": "import starlette.applications as s\nsite: object = s.Starlette()\n"},
             "asgi",
-            "uvicorn --fd {fd} pkg.web:site",
+            "pkg.web:site",
         ),
-        ({"a.py": "from quart import Quart as Q\nif True:\n    app = Q('x')\n"}, "asgi", "uvicorn --fd {fd} a:app"),
+        ({"a.py": "from quart import Quart as Q\nif True:\n    app = Q('x')\n"}, "asgi", "a:app"),
         (
             {"a.py": "try:\n    from litestar import Litestar\nexcept ImportError: ...\napp = Litestar()\n"},
             "asgi",
-            "uvicorn --fd {fd} a:app",
+            "a:app",
         ),
-        ({"a.py": "async def app(scope, receive, send): ...\n"}, "asgi", "uvicorn --fd {fd} a:app"),
-        ({"app.py": "from flask import Flask\napp = Flask(__name__)\n"}, "wsgi", f"{GUNICORN} app:app"),
-        ({"a.py": "def application(environ, start_response): ...\n"}, "wsgi", f"{GUNICORN} a:application"),
+        ({"a.py": "async def app(scope, receive, send): ...\n"}, "asgi", "a:app"),
+        ({"app.py": "from flask import Flask\napp = Flask(__name__)\n"}, "wsgi", "app:app"),
+        ({"a.py": "def application(environ, start_response): ...\n"}, "wsgi", "a:application"),
         (
             {"shop/__init__.py": "def create_app(x=None):\n    from flask import Flask\n    return Flask('x')\n"},
             "wsgi",
-            f"{GUNICORN} 'shop:create_app()'",
+            "shop:create_app()",
         ),
         (
             {"shop.py": "from fastapi import FastAPI\ndef create_app() -> FastAPI:\n    return FastAPI()\n"},
             "asgi",
-            "uvicorn --fd {fd} --factory shop:create_app",
+            "shop:create_app()",
         ),
         (
             {
@@ -63,22 +63,27 @@ def tree(directory: Path, files: dict[str, str]) -> Detected:
                 "shop/serve.py": "from . import make_app\nthe_app = make_app()\n",
             },
             "wsgi",
-            f"{GUNICORN} shop.serve:the_app",
+            "shop.serve:the_app",
         ),
         (
             {"src/shop/app.py": "import fastapi\napp = fastapi.FastAPI()\n"},
             "asgi",
-            "uvicorn --fd {fd} --app-dir src shop.app:app",
+            "shop.app:app",
         ),
         (
             {"manage.py": MANAGE + "import django", "site1/wsgi.py": DJANGO_WSGI, "site1/asgi.py": DJANGO_ASGI},
             "django",
-            f"{GUNICORN} site1.wsgi:application",
+            "site1.wsgi:application",
         ),
         (
             {"manage.py": MANAGE, "site1/wsgi.py": DJANGO_WSGI, "site1/asgi.py": CHANNELS},
             "django",
-            "uvicorn --fd {fd} site1.asgi:application",
+            "site1.asgi:application",
+        ),
+        (
+            {"app.py": "from flask import Flask\napp = Flask(__name__)\n", "gunicorn.conf.py": "workers = 1\n"},
+            "wsgi",
+            f"{GUNICORN} app:app",
         ),
         (
             {
@@ -101,14 +106,16 @@ def tree(directory: Path, files: dict[str, str]) -> Detected:
     ],
 )
 def test_an_application_is_recognised_and_its_file_loads(
-    tmp_path: Path, files: dict[str, str], kind: str, command: str
+    tmp_path: Path, files: dict[str, str], kind: str, program: str
 ) -> None:
+    """Python applications are served by deployer itself; a server of their own is kept."""
     detected = tree(tmp_path, files)
-    assert (detected.kind, detected.command) == (kind, command)
+    assert (detected.kind, detected.command or detected.app) == (kind, program)
     path = tmp_path / "deployer.toml"
     path.write_text(render(detected, "My Shop"))
     config = load(path).config
-    assert (config.name, config.worker.command, config.worker.env) == ("my-shop", command, dict(detected.env))
+    assert (config.worker.command, config.worker.app) == (detected.command, detected.app)
+    assert (config.name, config.worker.env) == ("my-shop", dict(detected.env))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +141,7 @@ def test_what_is_not_recognised_gives_a_file_that_says_what_to_fill_in(tmp_path:
         load(path)
     assert caught.value.what == "deployer.toml:8: `command` in [worker] is empty"
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("write what starts your app, e.g. command = ")
+    assert caught.value.hint.startswith("write what starts your app, e.g. ")
 
 
 def test_a_procfile_wins_over_package_json_and_that_over_python(tmp_path: Path) -> None:
@@ -170,7 +177,7 @@ def test_a_health_check_is_written_only_when_its_route_is_seen(
     path = tmp_path / "deployer.toml"
     path.write_text(render(detected, "shop"))
     config = load(path).config
-    assert (config.health.http, config.worker.ready) == (route, Ready.HTTP if route else Ready.LISTEN)
+    assert (config.health.http, config.worker.readiness) == (route, Ready.NOTIFY)
 
 
 def test_a_node_app_is_told_how_to_listen(tmp_path: Path) -> None:

@@ -15,6 +15,10 @@ from deployer.config.load import find, load, overlay
 from deployer.config.model import Config, Ready
 from deployer.errors import ConfigError, Exit
 
+WHAT_STARTS_IT = (
+    'write what starts your app, e.g. app = "module:object" for a WSGI or ASGI application, '
+    'or command = "node server.js"'
+)
 VALID = """\
 name = "shop"
 
@@ -47,7 +51,7 @@ def refusal(path: Path) -> ConfigError:
 def test_a_valid_file_gives_its_values_and_absolute_places(write: Write, tmp_path: Path) -> None:
     loaded = load(write(VALID))
     assert loaded.config.name == "shop"
-    assert loaded.config.worker.ready is Ready.LISTEN
+    assert loaded.config.worker.readiness is Ready.LISTEN
     assert loaded.path == tmp_path / "deployer.toml"
     assert loaded.directory == tmp_path
     assert loaded.root == tmp_path / ".deployer"
@@ -91,12 +95,12 @@ def test_a_git_source_has_no_source_directory(write: Write) -> None:
             "9: unknown key `zzzzz` in [source]",
             "known here: path, git, ref, submodules, lfs, artifact, sha256, package, index_url, include, exclude, link",
         ),
-        ('name = "a"\n', " the table [worker] is missing", 'add [worker] with command = "..."'),
         (
-            'name = "a"\n[worker]\n',
-            "2: the key `command` is missing in [worker]",
-            'add command = "..." to [worker]',
+            'name = "a"\n',
+            " the table [worker] is missing",
+            'add [worker] with app = "module:object" or command = "..."',
         ),
+        ('name = "a"\n[worker]\n', "2: neither `command` nor `app` is in [worker]", WHAT_STARTS_IT),
         (
             VALID.replace("name", "#"),
             " the key `name` is missing in the top level",
@@ -306,6 +310,16 @@ def test_the_copy_inside_a_release_is_passed_over(
     (release / "deployer.toml").write_text(VALID)
     (tmp_path / ".deployer" / "state.db").touch()
     assert find(None, release) == path
+
+
+def test_a_release_may_change_from_a_command_to_an_app_and_back(host: Config, tmp_path: Path) -> None:
+    release = tmp_path / "release.toml"
+    release.write_text('[worker]\napp = "shop:app"\n')
+    served = overlay(host, release)
+    assert (served.worker.command, served.worker.app) == (None, "shop:app")
+    assert served.worker.readiness is Ready.NOTIFY
+    release.write_text('[worker]\ncommand = "serve"\n')
+    assert (overlay(served, release).worker.command, overlay(served, release).worker.app) == ("serve", None)
 
 
 @pytest.fixture

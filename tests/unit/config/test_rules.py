@@ -12,8 +12,10 @@ from deployer.config.rules import rlimit, slug
 from deployer.errors import ConfigError
 
 LISTEN = '[[listen]]\naddress = "tcp://127.0.0.1:8000"\n'
+APP_HINT = 'write app = "module:object", or app = "module:factory()"'
 EMPTY_COMMAND_HINT = (
-    'write what starts your app, e.g. command = "gunicorn -b fd://{fd} -w 1 -k gthread --threads 8 module:app"'
+    'write what starts your app, e.g. app = "module:object" for a WSGI or ASGI application, '
+    'or command = "node server.js"'
 )
 PLACEHOLDERS_HINT = "known: {fd}, {fd:NAME}, {worker}, {release}; write {{ and }} for the program's own braces"
 
@@ -35,7 +37,7 @@ def accepts(directory: Path, text: str) -> bool:
 
 def worker(line: str) -> str:
     """A file whose third line is `line` of [worker]."""
-    command = "" if line.startswith("command") else "command = 'serve'\n"
+    command = "" if line.startswith(("command", "app")) else "command = 'serve'\n"
     return f"name = 'a'\n[worker]\n{line}\n{command}{LISTEN}"
 
 
@@ -43,6 +45,14 @@ def worker(line: str) -> str:
     ("line", "what", "hint"),
     [
         ("command = ''", "`command` in [worker] is empty", EMPTY_COMMAND_HINT),
+        ("app = 'shop'", '`app` in [worker]: "shop" does not name an application', APP_HINT),
+        ("app = 'shop:app(1)'", '`app` in [worker]: "shop:app(1)" does not name an application', APP_HINT),
+        ("app = 'a:b; x'", '`app` in [worker]: "a:b; x" does not name an application', APP_HINT),
+        (
+            "app = 'a:b'\ncommand = 'c'",
+            "`command` and `app` in [worker]: only one of the two can be",
+            "keep `app` for deployer's own runtime, or `command` for a server of yours",
+        ),
         ("command = ' '", "`command` in [worker] is empty", EMPTY_COMMAND_HINT),
         (
             "command = 'a \"b'",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,27 @@ def test_a_user_or_group_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(order.os, "geteuid", lambda: 0)
     with pytest.raises(OSError, match=r"no-such-.*on this machine \(\[worker\] user, group\)"):
         order.limits(config(**keys), {})
+
+
+# An application that deployer serves itself
+
+
+def served(environment: Path | None) -> list[str]:
+    worker = Worker(app="shop:app", drain_timeout="10s", threads=4)
+    return order.served(Release("v1", Path("/srv/v1"), Config(name="shop", worker=worker), {}, environment))
+
+
+def test_an_application_runs_on_our_interpreter_unless_its_release_has_one() -> None:
+    assert served(None) == [sys.executable, order.RUNTIME, "--drain-timeout=10", "--threads=4", "shop:app"]
+    words = served(Path("/srv/envs/a"))
+    assert words[:2] == ["/srv/envs/a/bin/python", order.RUNTIME]
+    assert words[-1] == "shop:app"
+
+
+def test_what_is_lent_is_named_with_its_place_and_its_python() -> None:
+    """And found without importing it: the manager needs none of it."""
+    found = {word.partition(":")[2].partition("=")[0]: word for word in order.lent()}
+    assert {"uvicorn", "h11", "click", "a2wsgi"} <= set(found)
+    place = found["uvicorn"].partition("uvicorn=")[2]
+    assert (Path(place) / "uvicorn" / "server.py").is_file()
+    assert found["uvicorn"].startswith(f"--lend={sys.implementation.cache_tag}:")

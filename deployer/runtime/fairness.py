@@ -1,0 +1,50 @@
+"""Which worker should take the next visitor (pure).
+
+A worker's `burden` is the connections that stay with it, and those it took lately: `load` grows by one with each and
+fades with the time constant TAU_S. Where visitors stay, that shares the visitors; where they come and go by the
+thousand, it shares the work, and a few more that stay do not matter. `load` is kept as the time at which it will have
+faded to one, so that it is a single number and needs no writing while nothing comes.
+
+A worker that is ahead of a peer does not refuse: it waits a moment, in which the peer takes the visitor, and takes it
+after all when the peer is busy. Nobody waits for a peer that is asleep. Small leads are left alone: to be exact among
+thousands would cost a third of them (measured; see tests/bench/fairness.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+TAU_S = 2.0
+SLACK = 0.75  # connections: less than one, so that 64 visitors are shared to one more or less
+SLACK_SHARE = 0.05
+DELAY_S = 0.0006  # for each connection in the lead; an idle peer wakes in a tenth of that, if a processor is free
+DELAY_MAX_S = 0.005
+AWAKE_S = 1.0  # nobody waits for a peer whose loop has not turned for so long: it beats every 0.2 s
+_FORGOTTEN = -20.0
+
+
+def load_after(load: float, now: float) -> float:
+    """`load` with one more connection taken at `now`."""
+    age = (load - now) / TAU_S
+    return now + TAU_S * math.log(1.0 + (math.exp(age) if age > _FORGOTTEN else 0.0))
+
+
+def burden(settled: int, load: float, now: float) -> float:
+    """The connections that stay, and about how many were taken in the last TAU_S seconds."""
+    age = (load - now) / TAU_S
+    return settled + (math.exp(age) if age > _FORGOTTEN else 0.0)
+
+
+def delay(own: float, others: Iterable[float]) -> float:
+    """How long a worker of burden `own` lets the others go first: not at all, unless it is ahead of one."""
+    least = min(others, default=own)
+    lead = own - least
+    if lead <= SLACK or lead <= SLACK_SHARE * least:
+        return 0.0
+    return min(DELAY_S * lead, DELAY_MAX_S)
+
+
+def first_load(loads: Iterable[float]) -> float:
+    """What a newcomer starts from: as loaded as the others, or it would take every visitor for a while."""
+    return max(loads, default=0.0)
