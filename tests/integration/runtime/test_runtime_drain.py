@@ -20,6 +20,8 @@ from deployer.workers.order import lent
 from tests.rawclient import Client
 from tests.runtimekit import Workers, until
 
+pytestmark = pytest.mark.serial  # they are about seconds: lingers, spreads, time-outs
+
 Serve = Callable[..., Workers]
 Engine = dict[str, Any]
 
@@ -40,7 +42,7 @@ def test_nothing_open_ends_at_once(serve: Serve, engine: Engine) -> None:
     workers = serve("bare:app", **engine)
     began = time.monotonic()
     assert workers.stop() == 0
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
     assert workers.row().state == GONE
 
 
@@ -242,7 +244,7 @@ def test_what_takes_too_long_is_cut_and_counted(serve: Serve, engine: Engine) ->
         began = time.monotonic()
         process = begin_drain(workers)
         assert process.wait(5) == 0
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 3
     assert (workers.row(process).cut_requests, workers.row(process).cut_connections) == (2, 0)
     assert "cut 2 requests" in workers.log()
 
@@ -315,7 +317,7 @@ def test_stuck_threads_can_be_seen_though_the_loop_turns(serve: Serve, tmp_path:
         one.send("/")
         two.send("/")
         until(lambda: time.monotonic() - workers.row().progress > 0.8, "nothing moves")
-        assert time.monotonic() - workers.row().heartbeat < 0.6
+        until(lambda: time.monotonic() - workers.row().heartbeat < 0.6, "the heart beats")
 
 
 def test_wsproto_closes_with_1012_too(serve: Serve, empty_python: str) -> None:
