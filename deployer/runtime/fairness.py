@@ -19,7 +19,7 @@ TAU_S = 0.5
 SLACK = 0.75  # connections: less than one, so that 64 visitors are shared to one more or less
 SLACK_SHARE = 0.08  # of what the peer took lately
 DELAY_S = 0.0006  # for each connection in the lead; an idle peer wakes in a tenth of that, if a processor is free
-DELAY_MAX_S = 0.005
+DELAY_MAX_S = 0.010
 AWAKE_S = 1.0  # nobody waits for a peer whose loop has not turned for so long: it beats every 0.2 s
 _FORGOTTEN = -20.0
 
