@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .fairness import AWAKE_S, burden, delay, first_load, load_after
+from .fairness import AWAKE_S, delay, first_load, lately, load_after
 from .scoreboard import FIELD, Record
 
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -104,11 +104,11 @@ class Acceptor:
             self.look_around()
         words, reals, now = record.words, record.reals, time.monotonic()
         others = [
-            burden(words[base + _SETTLED], reals[base + _LOAD], now)
+            (words[base + _SETTLED], lately(reals[base + _LOAD], now))
             for base in self._competitors
             if reals[base + _HEARTBEAT] > now - AWAKE_S
         ]
-        return delay(burden(words[record.base + _SETTLED], self.load, now), others)
+        return delay((words[record.base + _SETTLED], lately(self.load, now)), others)
 
     def _pause(self, listener: socket.socket, seconds: float) -> None:
         fd = listener.fileno()
