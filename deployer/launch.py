@@ -99,6 +99,7 @@ def keeper_runs(layout: Layout) -> bool:
         ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)  # of a keeper that was killed: the next one holds the lock an instant before it writes
     except BlockingIOError:
         return True
     finally:

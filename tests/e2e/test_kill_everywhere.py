@@ -17,16 +17,21 @@ before, so that what a kill left has to bear the next deploy. Where rollout.queu
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from deployer import launch
+from deployer.paths import Layout
 from tests.cluster import wait_until
 from tests.e2e.shop import Shop, alive
 
@@ -287,3 +292,18 @@ def test_where_a_deploy_waits_for_its_turn(victim: Victim, how: str, where: str)
     if not waited:
         shop.run("deploy", code=0)
     victim.deployed()
+
+
+def test_a_keeper_that_has_not_said_its_token_yet_is_waited_for(tmp_path: Path) -> None:
+    """After SIGKILL the dead keeper's word is still in its pid file, when the next one holds the lock already."""
+    layout = Layout(tmp_path)
+    launch.make_directories(layout)
+    layout.keeper_pid.write_text("1\nof-the-dead\n")
+    assert not launch.keeper_runs(layout)  # `up` looks, and starts a keeper
+    with open(layout.keeper_pid, "r+") as file, ThreadPoolExecutor() as pool:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        answer = pool.submit(launch.launch, SimpleNamespace(root=tmp_path))  # type: ignore[arg-type]
+        with pytest.raises(TimeoutError):
+            answer.result(timeout=0.1)
+        os.pwrite(file.fileno(), b"2\nof-the-living\n", 0)
+        assert answer.result(timeout=5) == "of-the-living"
