@@ -20,7 +20,7 @@ from typing import IO
 from git import Git, GitCommandNotFound
 
 from deployer.errors import SourceError
-from deployer.releases.process import die_with_parent
+from deployer.releases.process import STOP_SIGNALS, die_with_parent
 from deployer.releases.sources.credentials import mask
 from deployer.releases.sources.tarstream import TruncatedError
 
@@ -98,8 +98,9 @@ class GitCommand:
 
     def run(self, *arguments: str, timeout_s: float = LOCAL_TIMEOUT_S) -> Output:
         """Run to the end, whatever the status. Raises GitFailedError on a time-out, OSError for a full disk."""
-        process = self._start(arguments)
+        process, mask = self._start(arguments)
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             stdout, stderr = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired as error:
             raise GitFailedError("", f"git {arguments[0]} gave no answer in {timeout_s:g} s") from error
@@ -120,7 +121,7 @@ class GitCommand:
     @contextmanager
     def stream(self, *arguments: str, timeout_s: float = TRANSFER_TIMEOUT_S) -> Iterator[IO[bytes]]:
         """git's stdout while it runs. GitFailedError when git fails, also where the reader notices that first."""
-        process = self._start(arguments)
+        process, mask = self._start(arguments)
         assert process.stdout is not None
         assert process.stderr is not None
         complaints: list[bytes] = []
@@ -130,6 +131,7 @@ class GitCommand:
         drain.start()
         timer.start()
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             try:
                 yield process.stdout
                 while process.stdout.read(1 << 16):
@@ -148,20 +150,31 @@ class GitCommand:
             _raise_if_full(stderr)
             raise GitFailedError(stderr, None if stderr else f"git {arguments[0]} was cut short") from cut_short
 
-    def _start(self, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    def _start(self, arguments: tuple[str, ...]) -> tuple[subprocess.Popen[bytes], set[int]]:
+        """git, and the signal mask to go back to when its end is provided for: a stop signal raised before that would
+        leave its helpers running."""
+        mask: set[int] = set(signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS))
         try:
             handle = self._git.execute(
                 [*self._prefix, *arguments],
                 as_process=True,
                 start_new_session=True,  # ssh and the transfer helpers are killed with it, and have no terminal to ask
-                preexec_fn=die_with_parent,
+                preexec_fn=_in_child,
             )
-        except GitCommandNotFound as error:
-            raise SourceError("git is not installed", hint="apt-get install git") from error
+        except BaseException as error:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            if isinstance(error, GitCommandNotFound):
+                raise SourceError("git is not installed", hint="apt-get install git") from error
+            raise
         process = handle.proc
         assert process is not None
         handle.proc = None  # its finalizer would terminate and close behind our back
-        return process
+        return process, mask
+
+
+def _in_child() -> None:
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _last_line(stderr: str) -> str:
