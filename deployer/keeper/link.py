@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
 MESSAGE_MAX = 65536
 ENVIRONMENT_KEY = "DEPLOYER_KEEPER_FD"
+EXIT_WAIT_S = 1.0  # from the end of a process to the keeper's word of it
 
 
 class KeeperLink:
@@ -44,6 +47,15 @@ class KeeperLink:
             if not self.alive:
                 raise ConnectionError("the keeper ended while it handed over")
         self._sock.setblocking(False)
+
+    def exit_of(self, pid: int) -> int | None:
+        """The wait status of a process that is gone. The keeper's word of it may be on its way still, unless the keeper
+        is newer than the process; None when nobody knows."""
+        end = time.monotonic() + EXIT_WAIT_S
+        while pid not in self.exits and self.alive and self.starts > 1 and (left := end - time.monotonic()) > 0:
+            select.select([self._sock], [], [], left)
+            self._take_one(socket.MSG_DONTWAIT)
+        return self.exits.get(pid)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on exits are heard on the loop."""

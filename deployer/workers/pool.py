@@ -139,7 +139,7 @@ class Pool:
 
         One that got no order says nothing about its release: its manager died too early, and it is started again.
         """
-        status = self._keeper.exits.get(row.pid)
+        status = self._keeper.exit_of(row.pid)
         code = None if status is None else os.waitstatus_to_exitcode(status)
         worker = Worker.of_row(row, release, (), -1)
         worker.exit = Exit(code)
