@@ -38,12 +38,16 @@ def launch(loaded: Loaded) -> str:
     """
     layout = Layout(loaded.root)
     make_directories(layout)
-    token = _running_token(layout)
-    if token is None:
+    running = _running(layout)
+    if running is None:
         return _start(loaded, layout)
+    pid, token = running
     if read_manager_state(layout).get("state") == "failed":
         layout.manager_state.unlink(missing_ok=True)
-        os.kill(keeper_pid(layout), signal.SIGHUP)
+        try:
+            os.kill(pid, signal.SIGHUP)
+        except ProcessLookupError:
+            pass  # it was ending: whoever waits for its word sees that it is gone
     return token
 
 
@@ -107,12 +111,13 @@ def keeper_runs(layout: Layout) -> bool:
     return False
 
 
-def _running_token(layout: Layout) -> str | None:
+def _running(layout: Layout) -> tuple[int, str] | None:
+    """Pid and token of the keeper that runs."""
     deadline = time.monotonic() + LOCK_S
     while keeper_runs(layout):
         words = layout.keeper_pid.read_text().split()
         if len(words) == 2:
-            return words[1]
+            return int(words[0]), words[1]
         if time.monotonic() > deadline:
             raise DeployerError("the keeper holds its lock but does not say who it is", hint=f"cat {layout.keeper_pid}")
         time.sleep(0.01)  # it has the lock and is about to write
@@ -134,12 +139,13 @@ def _start(loaded: Loaded, layout: Layout) -> str:
         )
     deadline = time.monotonic() + LOCK_S
     while time.monotonic() < deadline:
-        running = _running_token(layout)
+        running = _running(layout)
         if running is not None:
-            return running
+            return running[1]
         code = process.poll()
-        if code is not None and code != keeper.EXIT_BUSY:
-            return token  # its manager refused to start, and has said why
+        if code is not None:
+            # Its manager refused to start, and has said why; or a keeper that is gone by now was in the way.
+            return token
         time.sleep(0.01)
     raise DeployerError("the keeper did not start", cause=f"see {layout.own_log}", hint=f"tail {layout.own_log}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Annotated
 
@@ -15,11 +16,12 @@ from deployer.client.client import Client, problem_error
 from deployer.config.load import load
 from deployer.errors import DeployerError, Exit, UnavailableError
 from deployer.launch import foreground as run_in_foreground
-from deployer.launch import launch
+from deployer.launch import keeper_runs, launch
 from deployer.paths import Layout
 from deployer.wire.schema import DeployRequest, Problem, RolloutInfo, Status
 
 START_LIMIT_S = 30.0
+STARTS = 3  # at the most: a keeper that ends at once, again and again, has a reason
 POLL_S = 0.02
 PROBE_S = 1.0
 
@@ -42,7 +44,7 @@ def run(
         raise AssertionError("foreground() replaces this process")
     started = "already up" if _answers(session.client) else "up"
     # Also where the manager answers: its keeper may be gone, which `launch` repairs.
-    status = wait_until_ready(session.client, launch(loaded))
+    status = wait_until_ready(session.client, lambda: launch(loaded))
     if status.release is None and not no_deploy:
         session.out.note(f"{status.app} is {started}, manager pid {status.manager.pid}")
         return watch(session, _first_deploy(session, status))
@@ -68,14 +70,17 @@ def _first_deploy(session: Session, status: Status) -> RolloutInfo:
         return running
 
 
-def wait_until_ready(client: Client, token: str, limit: float = START_LIMIT_S) -> Status:
-    """Status once the manager answers. Its own account of why it cannot start is the error to show.
+def wait_until_ready(client: Client, start: Callable[[], str], limit: float = START_LIMIT_S) -> Status:
+    """`start` and give status once the manager answers. Its own account of why it cannot start is the error to show.
 
-    A manager.json without our token is what an earlier start left behind.
+    A manager.json without the token that `start` answered is what an earlier start left behind. The keeper that
+    `start` found may have been ending: one that is gone without a word of its manager is started again.
     """
+    token, starts = start(), 1
     give_up = monotonic() + limit
     client = Client(client.layout, timeout=PROBE_S)  # the socket outlives a manager that fails: ask again soon
     while True:
+        gone = not keeper_runs(client.layout)  # before its word is read: what it has not said by then it never will
         state = read_state(client.layout)
         if state is not None and state.token == token:
             if state.state == "failed":
@@ -85,8 +90,12 @@ def wait_until_ready(client: Client, token: str, limit: float = START_LIMIT_S) -
                     return client.status()
                 except UnavailableError:
                     pass  # it died since it wrote that: its keeper starts another one
+        if gone:
+            if starts == STARTS:
+                raise _never_ready(client.layout, "ended without a word")
+            token, starts = start(), starts + 1
         if monotonic() >= give_up:
-            raise _never_ready(client.layout, limit)
+            raise _never_ready(client.layout, f"is not ready after {limit:.0f}s")
         sleep(POLL_S)
 
 
@@ -98,9 +107,9 @@ def _answers(client: Client) -> bool:
     return True
 
 
-def _never_ready(layout: Layout, limit: float) -> UnavailableError:
+def _never_ready(layout: Layout, how: str) -> UnavailableError:
     return UnavailableError(
-        f"the supervisor was started and is not ready after {limit:.0f}s",
+        f"the supervisor was started and {how}",
         cause=f"its own log: {layout.own_log}",
         hint=f"tail -n 20 {os.path.relpath(layout.own_log)}",
     )

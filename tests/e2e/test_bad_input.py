@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -115,6 +116,33 @@ def test_a_unix_socket_in_use_and_a_file_in_its_place(shop: Callable[..., Shop])
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
     cluster.run("up", code=0)
+    cluster.assert_serves("v1")
+
+
+ENDING = """
+import fcntl, os, sys, time
+lock = open(sys.argv[1] + "/keeper.pid", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print(os.getpid(), "token", sep="\\n", file=lock, flush=True)
+with open(sys.argv[1] + "/manager.json", "w") as file:
+    file.write('{"pid": 1, "state": "failed", "token": "token"}')
+print("holds", flush=True)
+time.sleep(60)  # SIGHUP ends it, as any signal finds a keeper that is past its last look
+"""
+
+
+def test_up_while_a_keeper_that_refused_is_still_ending(shop: Callable[..., Shop]) -> None:
+    """It has the lock and starts no manager any more: `up` does not wait for its word, but starts another."""
+    cluster = shop(count=1)
+    cluster.write()
+    cluster.run("up", "--no-deploy", code=0)
+    cluster.run("down", code=0)
+    run = cluster.directory / ".deployer" / "run"
+    with subprocess.Popen([sys.executable, "-c", ENDING, run], stdout=subprocess.PIPE, text=True) as ending:
+        assert ending.stdout is not None
+        assert ending.stdout.readline() == "holds\n"
+        cluster.run("up", code=0)
+        assert ending.wait(timeout=60) == -signal.SIGHUP
     cluster.assert_serves("v1")
 
 

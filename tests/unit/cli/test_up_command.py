@@ -26,7 +26,9 @@ def foreground(loaded, deploy):
     print("foreground", loaded.config.name, deploy)
     sys.stdout.flush()
     os._exit(0)
-daemon.launch, daemon.foreground = launch, foreground
+def keeper_runs(layout):
+    return not (layout.root / "gone").exists()
+daemon.launch, daemon.foreground, daemon.keeper_runs = launch, foreground, keeper_runs
 sys.modules["deployer.launch"] = daemon
 from deployer.cli.app import main
 sys.exit(main(sys.argv[1:]))
@@ -171,15 +173,28 @@ def test_a_manager_that_never_gets_ready_is_given_up(shop: Shop) -> None:
     import_up = (
         "import sys, types\n"
         "m = types.ModuleType('deployer.launch'); m.launch = m.foreground = None; sys.modules['deployer.launch'] = m\n"
+        "m.keeper_runs = lambda layout: True\n"
         "from pathlib import Path\n"
         "from deployer.cli.up import wait_until_ready\n"
         "from deployer.client.client import Client\n"
         "from deployer.errors import UnavailableError\n"
         "from deployer.paths import Layout\n"
-        "try:\n    wait_until_ready(Client(Layout(Path.cwd() / '.deployer')), 't1', limit=0.2)\n"
+        "try:\n    wait_until_ready(Client(Layout(Path.cwd() / '.deployer')), lambda: 't1', limit=0.2)\n"
         "except UnavailableError as error:\n    print(error.what)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", import_up], cwd=shop.directory, env=ENV, capture_output=True, text=True, timeout=30
     )
     assert done.stdout == "the supervisor was started and is not ready after 0s\n", done.stderr
+
+
+def test_a_keeper_that_was_ending_is_started_again(manager: ScriptedManager, shop: Shop, up: Up) -> None:
+    """The keeper that `launch` found is gone and its manager says nothing: it is started again, but not for ever."""
+    (shop.layout.root / "gone").touch()
+    manager.answers["GET /v1/status"] = 200, status()
+
+    result = up()
+
+    assert result.code == 69
+    assert "error: the supervisor was started and ended without a word" in result.err
+    assert (shop.layout.root / "launched").read_text() == "shop\n" * 3
