@@ -83,7 +83,9 @@ class Pointers:
                 "git-lfs is not installed", cause="the source has lfs = true", hint="apt-get install git-lfs"
             )
         self._fetched[tree.commit] = None
-        arguments = ("-c", f"remote.origin.url={tree.remote.url}", "lfs", "fetch", "origin", tree.commit)
+        # Without the shared ssh connection, of which each run would leave an empty directory in /tmp.
+        options = (f"remote.origin.url={tree.remote.url}", "lfs.ssh.autoMultiplex=false")
+        arguments = (*(word for option in options for word in ("-c", option)), "lfs", "fetch", "origin", tree.commit)
         try:
             tree.mirror.git.check(*arguments, timeout_s=TRANSFER_TIMEOUT_S)
         except GitFailedError as error:
