@@ -32,6 +32,7 @@ from deployer.state.store import Store, WorkerRow
 from deployer.units import parse_duration
 from deployer.wire.schema import LogLine
 from deployer.workers import order, shim, start
+from deployer.workers.board import Board
 from deployer.workers.readiness import until_ready
 from deployer.workers.start import STREAMS
 from deployer.workers.worker import Exit, Listener, State, Worker
@@ -53,6 +54,7 @@ class Pool:
         self.on_exit: Callable[[Worker], None] = lambda worker: None
         self._app, self._store, self._keeper = app, store, keeper
         self._layout, self._log, self._base_env = layout, log, base_env
+        self.board = Board(layout.scoreboard)
 
     # Starting
 
