@@ -216,6 +216,20 @@ class Cluster:
             return word["pid"] if word["pid"] != old and word["state"] == "ready" else None
         return None
 
+    def kill_everything(self, *spared: int) -> None:
+        """SIGKILL to every process. All are stopped before, those that are just being started too: none of them may
+        do anything about the death of another."""
+        seen = {os.getpid(), *spared}
+        while new := [pid for pid in self.processes() if pid not in seen]:
+            seen.update(new)
+            for pid in new:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+        while left := [pid for pid in self.processes() if pid not in (os.getpid(), *spared)]:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
     # The end
 
     def processes(self) -> list[int]:

@@ -88,7 +88,7 @@ def _spawn(order_r: int, outputs: Sequence[int], inherit: Sequence[int]) -> int:
     actions += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(outputs, 1)]
     with open(os.devnull, "rb") as nothing:
         actions.append((os.POSIX_SPAWN_DUP2, nothing.fileno(), 0))
-        defaults = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ]
+        defaults = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ]
         return os.posix_spawn(
             sys.executable, argv, {}, file_actions=actions, setsid=True, setsigmask=[], setsigdef=defaults
         )

@@ -120,7 +120,8 @@ def test_a_unix_socket_in_use_and_a_file_in_its_place(shop: Callable[..., Shop])
 
 
 ENDING = """
-import fcntl, os, sys, time
+import fcntl, os, signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 lock = open(sys.argv[1] + "/keeper.pid", "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 print(os.getpid(), "token", sep="\\n", file=lock, flush=True)

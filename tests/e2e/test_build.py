@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -182,10 +180,7 @@ def test_everything_killed_in_the_middle_of_a_build_leaves_what_the_next_up_clea
     )
     child = made.start("deploy")
     wait_until(lambda: began.exists() and began.read_text().strip(), "the build runs")
-    while left := [pid for pid in made.processes() if pid not in (os.getpid(), child.pid)]:
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    made.kill_everything(child.pid)
     assert (made.root / "releases" / ".v2.building").exists()
     child.kill()
     child.communicate(timeout=60)

@@ -137,10 +137,7 @@ class Victim:
 
     def kill_all(self) -> None:
         """Workers, the staging child and what it started; also a process that one of them is just starting."""
-        while left := [pid for pid in self.shop.processes() if pid != os.getpid()]:
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        self.shop.kill_everything()
 
     def deploy_once_more(self) -> None:
         self.write("at last")

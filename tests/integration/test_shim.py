@@ -63,7 +63,8 @@ class Shim:
             (os.POSIX_SPAWN_DUP2, order_r, at),
         ]
         argv = [sys.executable, "-I", "-S", shim.__file__, str(at)]
-        self.pid = os.posix_spawn(sys.executable, argv, {}, file_actions=actions, setsid=True)
+        stops = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT]  # ignored where the tests themselves run under nohup
+        self.pid = os.posix_spawn(sys.executable, argv, {}, file_actions=actions, setsid=True, setsigdef=stops)
         os.close(order_r)
         self.order_w = order_w
 
