@@ -8,7 +8,7 @@ from typing import Any
 
 from deployer.cli.output import Glyphs, clean
 from deployer.units import format_duration
-from deployer.wire.schema import Event
+from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT, Event
 
 KIND_WORDS = {
     "deploy": "deploying",
@@ -42,7 +42,9 @@ def describe(event: Event, glyphs: Glyphs) -> str:
 
 def who_slot(data: Fields) -> str:
     slot = data.get("slot")
-    return "preflight" if slot == 0 else f"slot {slot}"
+    if slot == PREFLIGHT_SLOT:
+        return "preflight"
+    return "template" if slot == TEMPLATE_SLOT else f"slot {slot}"
 
 
 def seconds(data: Fields) -> str:
@@ -167,6 +169,11 @@ _LINES: dict[str, Callable[[Fields, Glyphs], str]] = {
     "worker.ready": _worker("ready"),
     "worker.draining": _worker("draining"),
     "worker.exited": _exited,
+    "template.starting": _worker("starting"),
+    "template.ready": _worker("ready"),
+    "template.draining": _worker("ending"),
+    "template.exited": _exited,
+    "template.unsafe": lambda data, _: f"template: {data.get('release')} has none: {data.get('what')}",
     "worker.unhealthy": lambda data, _: f"{who_slot(data)}: pid {data.get('pid')} is unhealthy: {data.get('cause')}",
     "slot.moved": _moved,
     "rollout.failed": _failed,

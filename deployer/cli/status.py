@@ -8,7 +8,7 @@ from deployer.cli.lines import KIND_WORDS, release_change
 from deployer.cli.output import Output, clean, shorten, table
 from deployer.cli.session import Session
 from deployer.units import format_duration, format_size
-from deployer.wire.schema import LastExit, RolloutInfo, Status, WorkerInfo
+from deployer.wire.schema import LastExit, RolloutInfo, Status, TemplateInfo, WorkerInfo
 
 TAIL_LINES = 5
 WIDTH = 80
@@ -42,6 +42,8 @@ def _print(status: Status, out: Output) -> None:
     head = ("SLOT", "PID", "RELEASE", "STATE", "UP", "RESTARTS", "CPU", "MEM", "LAST EXIT")
     for line in table(head, rows, width=max(out.width, WIDTH) - 2 if out.stdout.isatty() else None):
         out.result(f"  {line}")
+    for template in status.templates:
+        out.result(f"  {_template(template)}")
     _print_tails(status, out)
     _print_warnings(status, out)
 
@@ -88,6 +90,13 @@ def _row(worker: WorkerInfo, out: Output) -> tuple[str, ...]:
         format_size(worker.rss_bytes) if running else dash,
         _last_exit(worker.last_exit) or dash,
     )
+
+
+def _template(template: TemplateInfo) -> str:
+    text = f"template of {template.release}: pid {template.pid} {template.state}, {format_size(template.rss_bytes)}"
+    if template.standby_left_s is not None:
+        text += f", on standby for {format_duration(template.standby_left_s)} more"
+    return clean(text)
 
 
 def _last_exit(last: LastExit | None) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 from deployer.cli import github
 from deployer.cli.output import Output, clean
-from deployer.cli.view import PREFLIGHT_SLOT, RolloutView
+from deployer.cli.view import RolloutView
 from deployer.errors import DeployerError, Exit
 from deployer.units import format_duration
+from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT
 
 TAIL_LINES = 20
 """Of the dead worker's last lines: a traceback with its cause, not a whole log."""
@@ -84,7 +85,7 @@ def _finished(view: RolloutView) -> dict[str, Any]:
 
 def _where(view: RolloutView) -> str:
     slot = view.failed_slot
-    if slot == PREFLIGHT_SLOT or (slot is None and view.step == "preflight"):
+    if slot in (PREFLIGHT_SLOT, TEMPLATE_SLOT) or (slot is None and view.step == "preflight"):
         return "at preflight"
     if slot is None:
         return _PHASE_WORDS.get(view.step, "before it began")
@@ -164,7 +165,8 @@ def _tail(view: RolloutView, out: Output) -> None:
         out.tail(lines)
         out.tell("")
         return
-    worker = "the preflight worker" if slot == PREFLIGHT_SLOT else f"slot {slot}" if slot else "the worker"
+    names = {PREFLIGHT_SLOT: "the preflight worker", TEMPLATE_SLOT: "the template", None: "the worker"}
+    worker = names.get(slot) or f"slot {slot}"
     pid = f" (pid {view.failed_pid})" if view.failed_pid else ""
     out.tell(f"\n  last output of {worker}{pid}:")
     out.tail(lines)

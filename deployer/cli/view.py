@@ -9,9 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from deployer.wire.schema import Event
-
-PREFLIGHT_SLOT = 0
+from deployer.wire.schema import PREFLIGHT_SLOT, Event
 
 
 @dataclass

@@ -39,6 +39,8 @@ class Worker(Section, frozen=True, kw_only=True):
     command: str | None = None  # any program; {fd}, {fd:NAME}, {worker}, {release} are filled in
     app: str | None = None  # "module:object" or "module:factory()": WSGI or ASGI, served by deployer's own runtime
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8  # of a WSGI `app`
+    preload: bool = False  # import an `app` once, in a template, and fork the workers from it
+    post_fork: str | None = None  # "module:function", called in each worker of an `app` before it serves
     count: Annotated[int, msgspec.Meta(ge=1, le=512)] | Literal["auto"] = "auto"
     env: dict[str, str] = {}
     env_file: list[str] = []
@@ -121,6 +123,8 @@ class Rollout(Section, frozen=True, kw_only=True):
     preflight: bool = True
     soak: Duration = "3s"
     batch: Annotated[int, msgspec.Meta(ge=1)] = 1
+    warmup: list[str] = []  # paths that the preflight asks for, after the health check
+    standby: Duration = "0s"  # how long the template of the release before stays, for a rollback at once
     on_failure: OnFailure = OnFailure.REVERT
     deadline: Duration = "30m"
 

@@ -27,7 +27,7 @@ from deployer.units import parse_duration, parse_size
 DURATION_MAX_S = 366 * 86400
 """Longer is a slip, and far longer overflows the clocks that wait for it."""
 
-MAY_BE_ZERO = {("rollout", "soak"), ("worker", "ready_delay"), ("worker", "drain_timeout")}
+MAY_BE_ZERO = {("rollout", "soak"), ("rollout", "standby"), ("worker", "ready_delay"), ("worker", "drain_timeout")}
 """Durations that make sense as "0s"; a check every 0 s or a limit of 0 s does not."""
 
 FILL_IN_COMMAND = (
@@ -43,6 +43,7 @@ _NAME = re.compile(r"[a-z0-9_-]+")
 _UMASK = re.compile(r"(0o)?[0-7]{1,4}")
 _HTTP_PATH = re.compile(r"/[!-~]*")
 _APP = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*(\(\))?")
+_HOOK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _RLIMIT_MAX = 2**63 - 1
 _UNCATCHABLE = ("SIGKILL", "SIGSTOP")
 _REQUIRED_TEXTS = (
@@ -86,6 +87,8 @@ def release_problems(config: Config) -> Iterator[Problem]:
     yield from _env(config)
     yield from _readiness(config)
     yield from _health_path(config)
+    yield from _warmup(config)
+    yield from _preload(config)
     yield from _hooks(config)
     yield from _build(config)
     yield from _shared(config)
@@ -178,6 +181,14 @@ def _duration(text: str, may_be_zero: bool) -> str | None:
     if seconds == 0 and not may_be_zero:
         return f'"{text}" must be more than 0'
     return None
+
+
+def _seconds(text: str) -> float:
+    """0 also for what is no duration, which another rule tells."""
+    try:
+        return parse_duration(text)
+    except ValueError:
+        return 0.0
 
 
 def _size(text: str) -> str | None:
@@ -310,6 +321,33 @@ def _health_path(config: Config) -> Iterator[Problem]:
     elif not config.listen:
         text = "`http` in [health] needs a [[listen]], and there is none"
         yield Problem(path, text, "add [[listen]], or remove `http`")
+
+
+def _warmup(config: Config) -> Iterator[Problem]:
+    for index, text in enumerate(config.rollout.warmup):
+        path = ("rollout", "warmup", index)
+        if _HTTP_PATH.fullmatch(text) is None:
+            what = f'`warmup` in [rollout]: "{text}" is not a path: it starts with / and has no spaces'
+            yield Problem(path, what, 'for example warmup = ["/", "/api/items"]')
+    if config.rollout.warmup and not config.rollout.preflight:
+        text = "`warmup` in [rollout] is done by the preflight, which is off"
+        yield Problem(("rollout", "warmup"), text, "remove one of the two")
+
+
+def _preload(config: Config) -> Iterator[Problem]:
+    worker, hint = config.worker, "write `app` instead of `command`, or remove the key"
+    if worker.preload and worker.app is None:
+        yield Problem(("worker", "preload"), "`preload` in [worker] is for an `app`, not for a `command`", hint)
+    if worker.post_fork is not None:
+        path = ("worker", "post_fork")
+        if worker.app is None:
+            yield Problem(path, "`post_fork` in [worker] is for an `app`, not for a `command`", hint)
+        if _HOOK.fullmatch(worker.post_fork) is None:
+            text = f'`post_fork` in [worker]: "{worker.post_fork}" does not name a function'
+            yield Problem(path, text, 'write post_fork = "module:function"')
+    if _seconds(config.rollout.standby) and not worker.preload:
+        text = "`standby` in [rollout] keeps a template, and there is none without `preload` in [worker]"
+        yield Problem(("rollout", "standby"), text, "add preload = true to [worker], or remove `standby`")
 
 
 def _rlimits() -> dict[str, int]:

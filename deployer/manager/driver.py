@@ -14,6 +14,7 @@ import structlog
 from deployer.clock import uptime
 from deployer.manager.hooks import Hooks
 from deployer.manager.supervisor import Supervisor
+from deployer.manager.templates import Templates
 from deployer.manager.work import CleanUp, Job, Work, newest, nothing_to_clean_up
 from deployer.osutil.tasks import watched
 from deployer.paths import Layout
@@ -55,17 +56,19 @@ class Driver:
         listeners: tuple[Listener, ...],
         on_promoted: Callable[[Rollout], None],
         on_finished: Callable[[], object],
+        templates: Templates,
         hooks: Hooks,
         clean_up: CleanUp = nothing_to_clean_up,
     ) -> None:
         self._store, self._catalog, self._pool, self._supervisor = store, catalog, pool, supervisor
-        self._hooks = hooks
+        self._hooks, self._templates = hooks, templates
         self._work = Work(
             store=store,
             catalog=catalog,
             pool=pool,
             layout=layout,
             listeners=listeners,
+            templates=templates,
             hooks=hooks,
             clean_up=clean_up,
         )
@@ -324,7 +327,7 @@ class Driver:
     def _warnings(self, rollout: Rollout) -> list[str]:
         """What staging found odd, which is no reason for another exit code; then what went wrong afterwards."""
         odd = self._catalog.warnings(rollout.release) if rollout.kind is Kind.DEPLOY and rollout.release else []
-        return [*odd, *rollout.warnings]
+        return [*odd, *self._templates.warnings(rollout.release), *rollout.warnings]
 
     # The work of each phase
 

@@ -26,6 +26,7 @@ from deployer.manager.planning import Planner
 from deployer.manager.queue import Queue
 from deployer.manager.requests import Requests
 from deployer.manager.supervisor import Supervisor
+from deployer.manager.templates import Templates
 from deployer.manager.views import Views
 from deployer.osutil.tasks import watched
 from deployer.paths import Layout
@@ -59,6 +60,7 @@ class Manager:
             app=loaded.config.name, store=store, keeper=keeper, layout=layout, log=self.log, base_env=base_env
         )
         self.supervisor = Supervisor(store=store, catalog=self.catalog, pool=self.pool, listeners=listeners)
+        self.templates = Templates(store=store, catalog=self.catalog, pool=self.pool, supervisor=self.supervisor)
         self.cleanup = CleanUp(catalog=self.catalog, layout=layout, used=self._used)
         hooks = Hooks(store=store, layout=layout, base_env=base_env, config_file=loaded.path)
         self.driver = Driver(
@@ -70,6 +72,7 @@ class Manager:
             listeners=listeners,
             on_promoted=lambda rollout: self.commands.on_promoted(rollout),
             on_finished=self._on_finished,
+            templates=self.templates,
             hooks=hooks,
             clean_up=self._clean_up,
         )
@@ -83,6 +86,7 @@ class Manager:
             config_file=loaded.path,
             listeners=listeners,
             queue=self._queue,
+            templates=self.templates,
         )
         self._requests = Requests(config_path=loaded.path, store=store, layout=layout, catalog=self.catalog)
         self.commands = Commands(
@@ -93,6 +97,7 @@ class Manager:
             views=self.views,
             queue=self._queue,
             requests=self._requests,
+            templates=self.templates,
             hooks=hooks,
         )
         self.planner = Planner(

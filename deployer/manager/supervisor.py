@@ -16,6 +16,7 @@ from deployer.releases.catalog import Catalog
 from deployer.rollout.events import AnyFact, Failure, NewFailed, OldFailed
 from deployer.rollout.machine import PAST_TURNING, Phase, Rollout, Step, Want, wants
 from deployer.state.store import Store
+from deployer.wire.schema import TEMPLATE_SLOT
 from deployer.workers.pool import Pool
 from deployer.workers.worker import Listener, State, Worker
 
@@ -32,6 +33,8 @@ class Supervisor:
     def __init__(self, *, store: Store, catalog: Catalog, pool: Pool, listeners: Sequence[Listener]) -> None:
         self.rollout: Rollout | None = None
         self.on_fact: Callable[[AnyFact], None] = lambda fact: None
+        self.on_template_exit: Callable[[Worker], None] = lambda worker: None
+        self.after_look: Callable[[], None] = lambda: None
         self.stopping = False
         self._store, self._catalog, self._pool = store, catalog, pool
         self._listeners = tuple(listeners)
@@ -73,7 +76,7 @@ class Supervisor:
         seen = [
             Seen(w.id, w.slot, w.generation, ready=w.state is State.READY, condemned=bool(w.condemned or w.failure))
             for w in self._pool.workers.values()
-            if w.slot and w.state is not State.DRAINING and w.exit is None
+            if w.in_slot and w.state is not State.DRAINING and w.exit is None
         ]
         ready = {worker.slot for worker in seen if worker.ready and worker.generation != STRAY}
         covered = self.promoted is not None and ready >= set(range(1, self.count + 1))
@@ -102,6 +105,7 @@ class Supervisor:
         for number in todo.retire:
             self._pool.retire(self._pool.workers[number])
         self._wake_at(todo.wake_at)
+        self.after_look()
 
     def _spawn(self, slot: int, generation: int) -> None:
         try:
@@ -129,7 +133,9 @@ class Supervisor:
     # Hearing
 
     def _on_exit(self, worker: Worker) -> None:
-        if worker.slot and worker.state is not State.DRAINING and not self.stopping:
+        if worker.slot == TEMPLATE_SLOT:
+            self.on_template_exit(worker)
+        elif worker.in_slot and worker.state is not State.DRAINING and not self.stopping:
             self._died(worker)
         self.wake()
 
@@ -146,7 +152,9 @@ class Supervisor:
         self._restore_failed(worker, verdict.failure_of_exit(worker))
 
     def _on_never_ready(self, worker: Worker, failure: Failure) -> None:
-        if not worker.slot:
+        if worker.slot == TEMPLATE_SLOT:
+            self._pool.retire(worker, now=True)
+        if not worker.in_slot:
             return  # the preflight looks after its own
         log.warning("worker.never_ready", slot=worker.slot, pid=worker.pid, release=worker.release.name)
         if self._is_candidate(worker):

@@ -43,6 +43,17 @@ def failure_of_health(worker: Worker, answer: Answer) -> Failure:
     )
 
 
+def failure_of_warmup(worker: Worker, path: str, answer: Answer) -> Failure:
+    return Failure(
+        reason="health",
+        what=f"{worker.name} of {worker.release.name} failed its warm-up: GET {path}",
+        cause=f"it answered: {answer.describe()}" if answer.status else answer.describe(),
+        hint=f"deployer logs --release {worker.release.name}",
+        slot=worker.slot,
+        tail=tuple(worker.tail)[-FAILURE_TAIL:],
+    )
+
+
 def failure_of_silence(worker: Worker, seconds: float) -> Failure:
     return Failure(
         reason="health",

@@ -15,11 +15,12 @@ from deployer.keeper.link import KeeperLink
 from deployer.manager.driver import problem_of
 from deployer.manager.queue import Queue
 from deployer.manager.supervisor import Supervisor
+from deployer.manager.templates import Templates
 from deployer.osutil.process import descendants
 from deployer.paths import Layout
 from deployer.rollout.machine import Rollout
 from deployer.state.store import Store
-from deployer.wire.schema import KeeperInfo, ManagerInfo, RolloutInfo, Status, WorkerInfo
+from deployer.wire.schema import TEMPLATE_SLOT, KeeperInfo, ManagerInfo, RolloutInfo, Status, TemplateInfo, WorkerInfo
 from deployer.workers.pool import Pool
 from deployer.workers.worker import Listener, State, Worker
 
@@ -38,8 +39,9 @@ class Views:
         config_file: Path,
         listeners: tuple[Listener, ...],
         queue: Queue,
+        templates: Templates,
     ) -> None:
-        self._queue = queue
+        self._queue, self._templates = queue, templates
         self._store, self._pool, self._supervisor, self._keeper = store, pool, supervisor, keeper
         self._layout, self._config_file, self._listeners = layout, config_file, listeners
         self._started = time.monotonic()
@@ -58,6 +60,7 @@ class Views:
             workers=self._workers(),
             config_file=str(self._config_file),
             root=str(self._layout.root),
+            templates=[self._template(template) for template in self._templates.running()],
             queued=[info for number in self._queue.numbers() if (info := self.rollout(number)) is not None],
         )
 
@@ -81,7 +84,7 @@ class Views:
 
     def _workers(self) -> list[WorkerInfo]:
         """By slot; a slot with no worker is shown too."""
-        alive = [worker for worker in self._pool.workers.values() if worker.exit is None]
+        alive = [w for w in self._pool.workers.values() if w.exit is None and w.slot != TEMPLATE_SLOT]
         infos = [self._worker(worker) for worker in alive]
         covered = {worker.slot for worker in alive if worker.state is not State.DRAINING}
         infos += [self._empty(slot) for slot in self._supervisor.wants() if slot not in covered]
@@ -100,6 +103,16 @@ class Views:
             rss_bytes=rss,
             cpu_percent=cpu,
             last_exit=slot.last_exit,
+        )
+
+    def _template(self, template: Worker) -> TemplateInfo:
+        left = self._templates.standby_left(template.release.name)
+        return TemplateInfo(
+            release=template.release.name,
+            pid=template.pid,
+            state=str(template.state),
+            rss_bytes=self._usage(template)[0],
+            standby_left_s=None if left is None else round(left, 1),
         )
 
     def _empty(self, slot: int) -> WorkerInfo:

@@ -15,6 +15,7 @@ from deployer.errors import DiskError
 from deployer.manager import preflight, verdict
 from deployer.manager.hooks import Hooks, Place, Stage
 from deployer.manager.staging import stage
+from deployer.manager.templates import Templates
 from deployer.paths import Layout
 from deployer.releases import current, tree
 from deployer.releases.catalog import Catalog, NoSuchReleaseError
@@ -70,9 +71,11 @@ class Work:
         pool: Pool,
         layout: Layout,
         listeners: tuple[Listener, ...],
+        templates: Templates,
         hooks: Hooks,
         clean_up: CleanUp,
     ) -> None:
+        self._templates = templates
         self._store, self._catalog, self._pool, self._layout = store, catalog, pool, layout
         self._listeners, self._hooks, self._clean_up = listeners, hooks, clean_up
 
@@ -116,7 +119,8 @@ class Work:
         place = Place.of(self._catalog.release(name))
         if failures := await self._hooks.run(Stage.BEFORE_ROLLOUT, rollout, place, name=name):
             return StagingFailed(failure=failures[0])
-        return Staged(release=name, canary_hook=bool(self._hooks.find(Stage.AFTER_CANARY, place)))
+        preload = self._catalog.release(name).config.worker.preload
+        return Staged(release=name, canary_hook=bool(self._hooks.find(Stage.AFTER_CANARY, place)), preload=preload)
 
     def request(self, rollout: Rollout) -> StageRequest:
         """What a deploy was asked to stage."""
@@ -144,16 +148,23 @@ class Work:
         assert rollout.release is not None
         began = time.monotonic()
         release = self._catalog.release(rollout.release)
-        try:
-            found = await preflight.check(self._pool, rollout.target, release, self._listeners, self._layout.run)
-        except OSError as error:
-            what = f"cannot start the preflight worker of {release.name}"
-            found = Failure(reason="worker_exit", what=what, cause=str(error))
+        found = await self._templates.prepare(release, rollout.target) or await self._checked(rollout, release)
         if isinstance(found, Failure):
             return PreflightFailed(failure=found)
         seconds = round(time.monotonic() - began, 3)
-        self._store.emit("preflight.passed", release=release.name, seconds=seconds, checks=found)
+        self._store.emit("preflight.passed", release=release.name, seconds=seconds, checks=found.checks)
+        if found.worker is not None:
+            self._pool.move(found.worker, min(rollout.slots), self._listeners)
         return PreflightPassed()
+
+    async def _checked(self, rollout: Rollout, release: Release) -> Failure | preflight.Passed:
+        try:
+            return await preflight.check(
+                self._pool, rollout.target, release, self._listeners, self._layout.run, min(rollout.slots)
+            )
+        except OSError as error:
+            what = f"cannot start the preflight worker of {release.name}"
+            return Failure(reason="worker_exit", what=what, cause=str(error))
 
     async def _soak(self, rollout: Rollout) -> AnyFact:
         """The canary lives beside the worker it is to replace; its death is heard by the supervisor."""

@@ -217,7 +217,10 @@ def _put(rollout: Rollout, steps: dict[int, Step]) -> Rollout:
 
 
 def _staged(rollout: Rollout, fact: Staged) -> Rollout:
-    policy = msgspec.structs.replace(rollout.policy, soak=rollout.policy.soak or fact.canary_hook)
+    knobs = rollout.policy
+    policy = msgspec.structs.replace(
+        knobs, soak=knobs.soak or fact.canary_hook, preflight=knobs.preflight or fact.preload
+    )
     return _after_staging(msgspec.structs.replace(rollout, release=fact.release, policy=policy))
 
 

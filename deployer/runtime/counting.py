@@ -52,22 +52,22 @@ class Stream:
 class Counting:
     """The application that uvicorn calls, without middleware of its own. `serve` sets what it is."""
 
-    def __init__(self, record: Record | None) -> None:
+    def __init__(self) -> None:
         self.streams: set[Stream] = set()
         self.is_last: Callable[[Any], bool] | None = None
         """In a drain: is the answer that this `send` is for the last one on its connection?"""
-        self._record = record
         self._app: Any = None
         self._proxied: Any = None
+
+    def serve(self, app: Any, with_proxy_headers: Callable[[Any], Any], record: Record | None) -> None:
+        """`with_proxy_headers` is uvicorn's middleware: it is asked when there are such headers, not each time."""
+        self._app, self._proxied = app, with_proxy_headers(self._counted)
+        self._record = record
         if record is None:
             self._statuses = memoryview(bytearray(8 * STATUSES)).cast("Q")
             self._histogram = memoryview(bytearray(8 * BUCKETS)).cast("Q")
         else:
             self._statuses, self._histogram = record.statuses, record.histogram
-
-    def serve(self, app: Any, with_proxy_headers: Callable[[Any], Any]) -> None:
-        """`with_proxy_headers` is uvicorn's middleware: it is asked when there are such headers, not each time."""
-        self._app, self._proxied = app, with_proxy_headers(self._counted)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         kind = scope["type"]

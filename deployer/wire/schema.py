@@ -6,6 +6,10 @@ from typing import Any
 
 import msgspec
 
+PREFLIGHT_SLOT = 0
+TEMPLATE_SLOT = -1
+"""Slots that no visitor is sent to: the preflight worker's, and that of the process that workers are forked from."""
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Unknown fields are ignored: a client may be older than the manager it asks."""
@@ -44,6 +48,16 @@ class LastExit(Message, frozen=True, kw_only=True):
     signal: str | None
     text: str  # "exit code 1", "killed by SIGSEGV"
     tail: list[str]  # its last log lines
+
+
+class TemplateInfo(Message, frozen=True, kw_only=True):
+    """The process that workers of a release with `preload` are forked from."""
+
+    release: str
+    pid: int
+    state: str  # starting | ready | draining
+    rss_bytes: int
+    standby_left_s: float | None  # of a release that is not live: how much longer it stays for a rollback at once
 
 
 class ManagerInfo(Message, frozen=True, kw_only=True):
@@ -88,6 +102,7 @@ class Status(Message, frozen=True, kw_only=True):
     config_file: str
     root: str
     queued: list[RolloutInfo] = []  # those that wait their turn, next first
+    templates: list[TemplateInfo] = []
 
 
 class ReleaseInfo(Message, frozen=True, kw_only=True):

@@ -38,16 +38,19 @@ def command(template: str, *, names: Sequence[str], slot: int, release: str) -> 
     return [fill(word, fields) for word in split(template)]
 
 
-def served(release: Release) -> list[str]:
-    """The argument list for `[worker] app`: deployer's runtime, on the release's own interpreter.
+def served(release: Release, *, template: bool = False) -> list[str]:
+    """The argument list for `[worker] app`: deployer's runtime, on the release's own interpreter; or for the template
+    that such workers are forked from.
 
     Where that has no environment of its own, it is ours, and what the runtime needs is there.
     """
     worker, environment = release.config.worker, release.environment
     assert worker.app is not None
     python = sys.executable if environment is None else str(environment / "bin" / "python")
-    drain = f"--drain-timeout={parse_duration(worker.drain_timeout):g}"
-    return [python, RUNTIME, drain, f"--threads={worker.threads}", *(lent() if environment else []), worker.app]
+    options = [f"--drain-timeout={parse_duration(worker.drain_timeout):g}", f"--threads={worker.threads}"]
+    options += ["--template"] if template else []
+    options += [f"--post-fork={worker.post_fork}"] if worker.post_fork is not None else []
+    return [python, RUNTIME, *options, *(lent() if environment else []), worker.app]
 
 
 @functools.cache

@@ -12,9 +12,11 @@ from enum import StrEnum
 from deployer.logs.capture import LineReader
 from deployer.releases.release import Release
 from deployer.rollout.events import Failure
+from deployer.runtime.channel import Channel
 from deployer.sockets.address import Address
 from deployer.state.store import WorkerRow
 from deployer.units import parse_duration
+from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT
 
 TAIL_LINES = 50
 
@@ -47,7 +49,7 @@ class Worker:
     """A process that runs, or has ended and is being taken leave of. Changed only by the pool."""
 
     id: int
-    slot: int  # 0: the preflight worker
+    slot: int  # from 1 on; PREFLIGHT_SLOT, TEMPLATE_SLOT
     generation: int
     release: Release
     listeners: tuple[Listener, ...]
@@ -67,6 +69,7 @@ class Worker:
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     readers: list[LineReader] = field(default_factory=list)
     notify: socket.socket | None = None
+    channel: Channel | None = None  # of an `app`
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     exit: Exit | None = None
@@ -93,5 +96,11 @@ class Worker:
         return worker
 
     @property
+    def in_slot(self) -> bool:
+        """Does it serve visitors, or is it meant to?"""
+        return self.slot > 0
+
+    @property
     def name(self) -> str:
-        return f"worker {self.slot}" if self.slot else "the preflight worker"
+        names = {PREFLIGHT_SLOT: "the preflight worker", TEMPLATE_SLOT: "the template"}
+        return names.get(self.slot, f"worker {self.slot}")
