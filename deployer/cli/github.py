@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from deployer.cli.output import Output, clean
+from deployer.cli.traffic import cut_words
 from deployer.errors import DeployerError, Exit
 from deployer.units import format_duration
 
@@ -79,6 +80,8 @@ def summarise(view: RolloutView, out: Output, app: str, headline: str) -> None:
     text = [f"### {'✅' if good else '❌'} {view.kind} of {_html(app)}: {_html(headline)}", "", "| | |", "|---|---|"]
     text += [f"| {key} | {_html(value)} |" for key, value in rows.items()]
     text += [f"\n⚠️ {_html(clean(warning))}" for warning in view.warnings]
+    if view.cut is not None:
+        text.append(f"\n⚠️ {_html(cut_words(view.cut))}")
     if view.tail:
         lines = "\n".join(_html(clean(line)) for line in view.tail)
         text += ["", f"<details><summary>last output</summary><pre>\n{lines}\n</pre></details>"]

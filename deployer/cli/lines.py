@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from deployer.cli.output import Glyphs, clean
+from deployer.cli.traffic import counted, draining
 from deployer.units import format_duration
 from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT, Event
 
@@ -17,6 +18,7 @@ KIND_WORDS = {
     "scale": "scaling",
 }
 Fields = dict[str, Any]
+_CUT = (("cut_requests", "request"), ("cut_connections", "connection"))
 
 
 def stamp(ts: float, *, millis: bool = True) -> str:
@@ -109,9 +111,19 @@ def _worker(what: str) -> Callable[[Fields, Glyphs], str]:
 def _exited(data: Fields, glyphs: Glyphs) -> str:
     worker = f"{who_slot(data)}: {data.get('release')} pid {data.get('pid')}"
     if data.get("expected", True):
-        return f"{worker} stopped ({data.get('text')}) {seconds(data)}".rstrip()
+        return f"{worker} stopped ({data.get('text')}) {seconds(data)}".rstrip() + _cut(data)
     after = f" after {seconds(data)}" if data.get("seconds") is not None else ""
     return f"{worker} died: {data.get('text')}{after}"
+
+
+def _cut(data: Fields) -> str:
+    parts = [counted(data[key], what) for key, what in _CUT if data.get(key)]
+    return f", cut {' and '.join(parts)}" if parts else ""
+
+
+def _drain(data: Fields, glyphs: Glyphs) -> str:
+    left = draining(data.get("requests", 0), data.get("connections", 0))
+    return f"{who_slot(data)}: {data.get('release')} pid {data.get('pid')} {left}"
 
 
 def _moved(data: Fields, glyphs: Glyphs) -> str:
@@ -168,6 +180,7 @@ _LINES: dict[str, Callable[[Fields, Glyphs], str]] = {
     "worker.starting": _worker("starting"),
     "worker.ready": _worker("ready"),
     "worker.draining": _worker("draining"),
+    "worker.drain": _drain,
     "worker.exited": _exited,
     "template.starting": _worker("starting"),
     "template.ready": _worker("ready"),

@@ -7,6 +7,7 @@ import time
 from deployer.cli.lines import KIND_WORDS, release_change
 from deployer.cli.output import Output, clean, shorten, table
 from deployer.cli.session import Session
+from deployer.cli.traffic import COLUMNS, cells, fit, told
 from deployer.units import format_duration, format_size
 from deployer.wire.schema import LastExit, RolloutInfo, Status, TemplateInfo, WorkerInfo
 
@@ -38,14 +39,34 @@ def _print(status: Status, out: Output) -> None:
     for waiting in status.queued:
         text = f"  rollout {waiting.id}: {waiting.kind} waits its turn, place {waiting.place}, by {waiting.who}"
         out.result(clean(text))
-    rows = [_row(worker, out) for worker in sorted(status.workers, key=lambda worker: worker.slot)]
-    head = ("SLOT", "PID", "RELEASE", "STATE", "UP", "RESTARTS", "CPU", "MEM", "LAST EXIT")
-    for line in table(head, rows, width=max(out.width, WIDTH) - 2 if out.stdout.isatty() else None):
-        out.result(f"  {line}")
+    _print_table(status, out)
     for template in status.templates:
         out.result(f"  {_template(template)}")
+    _print_traffic(status, out)
     _print_tails(status, out)
     _print_warnings(status, out)
+
+
+def _print_table(status: Status, out: Output) -> None:
+    workers = sorted(status.workers, key=lambda worker: worker.slot)
+    head: tuple[str, ...] = ("SLOT", "PID", "RELEASE", "STATE", "UP", "RESTARTS", "CPU", "MEM")
+    rows = [_row(worker, out) for worker in workers]
+    if any(worker.traffic for worker in workers):
+        head += COLUMNS
+        rows = [row + cells(worker.traffic, out.glyphs.dash) for row, worker in zip(rows, workers, strict=True)]
+    head += ("LAST EXIT",)
+    rows = [(*row, _last_exit(worker.last_exit) or out.glyphs.dash) for row, worker in zip(rows, workers, strict=True)]
+    width = max(out.width, WIDTH) - 2 if out.stdout.isatty() else None
+    for line in table(*fit(head, rows, width), width=width):
+        out.result(f"  {line}")
+
+
+def _print_traffic(status: Status, out: Output) -> None:
+    """What a draining worker still has to do, what the application said of itself, its last error."""
+    width = out.width if out.stdout.isatty() else None
+    for worker in status.workers:
+        for text in told(worker, time.time()):
+            out.result(shorten(f"  slot {worker.slot}: {clean(text)}", width))
 
 
 def _cluster_line(status: Status, out: Output) -> str:
@@ -88,7 +109,6 @@ def _row(worker: WorkerInfo, out: Output) -> tuple[str, ...]:
         str(worker.restarts),
         f"{worker.cpu_percent:.{0 if worker.cpu_percent >= 10 else 1}f}%" if running else dash,
         format_size(worker.rss_bytes) if running else dash,
-        _last_exit(worker.last_exit) or dash,
     )
 
 

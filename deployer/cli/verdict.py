@@ -6,6 +6,7 @@ from typing import Any
 
 from deployer.cli import github
 from deployer.cli.output import Output, clean
+from deployer.cli.traffic import cut_words, still_draining
 from deployer.cli.view import RolloutView
 from deployer.errors import DeployerError, Exit
 from deployer.units import format_duration
@@ -52,6 +53,7 @@ def conclude(view: RolloutView, out: Output, app: str, *, aborting: bool, done: 
     elif not (aborting and exit_code(view, aborting=True) == Exit.OK):
         _failure(view, fields, out, app)
     _warnings(view, out)
+    _drained(view, out)
     if out.github:
         github.summarise(view, out, app, headline(view))
 
@@ -147,6 +149,17 @@ def _warnings(view: RolloutView, out: Output) -> None:
             out.tell(f"{out.paint('warning:', 'warn')} {clean(text)}")
         if out.github:
             github.warn(out, text)
+
+
+def _drained(view: RolloutView, out: Output) -> None:
+    """What the old workers' ends took from visitors; and how many of them have not come to it yet."""
+    if view.cut is not None:
+        text = cut_words(view.cut)
+        out.tell(f"{out.paint('warning:', 'warn')} {clean(text)}")
+        if out.github:
+            github.warn(out, text)
+    if draining := _finished(view).get("draining"):
+        out.note(still_draining(draining))
 
 
 def _told(view: RolloutView) -> dict[str, Any] | None:

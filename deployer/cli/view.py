@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from deployer.wire.schema import PREFLIGHT_SLOT, Event
+import msgspec
+
+from deployer.wire.schema import PREFLIGHT_SLOT, Cut, Event
 
 
 @dataclass
@@ -39,6 +41,15 @@ class StepView:
     seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class DrainView:
+    """What a worker that was told to go still has to do."""
+
+    slot: int
+    requests: int
+    connections: int
+
+
 @dataclass
 class RolloutView:
     """Feed it events with `apply`."""
@@ -61,6 +72,7 @@ class RolloutView:
     failure: dict[str, Any] | None = None  # fields of rollout.failed
     failed_pid: int | None = None
     finished: dict[str, Any] | None = None  # fields of rollout.finished
+    drains: dict[int, DrainView] = field(default_factory=dict)  # by pid, the workers that are not through
     queued: str | None = None  # while it waits its turn: its place, for people
 
     @property
@@ -84,6 +96,12 @@ class RolloutView:
             if source and source.get("tail"):
                 return list(source["tail"])
         return []
+
+    @property
+    def cut(self) -> Cut | None:
+        """What the ends of the old workers cut, as far as the end of the rollout knew."""
+        told = (self.finished or {}).get("cut")
+        return None if told is None else msgspec.convert(told, Cut)
 
     def apply(self, event: Event) -> None:
         handle = _HANDLERS.get(event.event)
@@ -204,7 +222,12 @@ def _worker_draining(view: RolloutView, data: dict[str, Any], ts: float) -> None
         row.since = ts if row.since is None else row.since
 
 
+def _worker_drain(view: RolloutView, data: dict[str, Any], ts: float) -> None:
+    view.drains[data["pid"]] = DrainView(data["slot"], data.get("requests", 0), data.get("connections", 0))
+
+
 def _worker_exited(view: RolloutView, data: dict[str, Any], ts: float) -> None:
+    view.drains.pop(data.get("pid", 0), None)
     if data.get("expected", True):
         _left(view, view.slots.get(data.get("slot", PREFLIGHT_SLOT)), data, ts)
         return
@@ -294,6 +317,7 @@ _HANDLERS: dict[str, Callable[[RolloutView, dict[str, Any], float], None]] = {
     "worker.starting": _worker_starting,
     "worker.ready": _worker_ready,
     "worker.draining": _worker_draining,
+    "worker.drain": _worker_drain,
     "worker.exited": _worker_exited,
     "slot.moved": _slot_moved,
     "hook.started": _hook_started,

@@ -36,6 +36,7 @@ from deployer.rollout.machine import (
 from deployer.state.store import Store
 from deployer.units import parse_duration
 from deployer.wire.schema import Problem
+from deployer.workers import cut
 from deployer.workers.pool import Pool
 from deployer.workers.worker import Listener
 
@@ -305,7 +306,7 @@ class Driver:
 
     def _finish_row(self, rollout: Rollout) -> None:
         serving = self._store.get("release")
-        code, end, failure = exit_code(rollout), outcome(rollout), rollout.failure
+        code, end, failure, row = exit_code(rollout), outcome(rollout), rollout.failure, self._row(rollout.id)
         release = serving if rollout.phase is Phase.UNCHANGED else rollout.release
         self._store.update(
             "rollouts", "id", rollout.id, finished_at=time.time(), outcome=end, exit_code=code, serving=serving
@@ -317,10 +318,12 @@ class Driver:
             serving=serving,
             reason=failure.reason if failure else None,
             exit_code=code,
-            seconds=round(time.time() - self._row(rollout.id)["started_at"], 3),
+            seconds=round(time.time() - row["started_at"], 3),
             problem=problem_of(rollout),
             tail=list(failure.tail) if failure else [],
             warnings=self._warnings(rollout),
+            cut=cut.decoded(row["cut"]),
+            draining=self._supervisor.leaving(rollout),
         )
         log.info("rollout.finished", rollout=rollout.id, outcome=end, release=release, serving=serving)
 

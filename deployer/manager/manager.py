@@ -19,6 +19,7 @@ from deployer.logs.applog import AppLog
 from deployer.manager.adoption import Adoption
 from deployer.manager.cleanup import CleanUp
 from deployer.manager.commands import Commands
+from deployer.manager.drains import Drains
 from deployer.manager.driver import Driver
 from deployer.manager.hooks import Hooks
 from deployer.manager.monitor import Monitor
@@ -110,6 +111,7 @@ class Manager:
             commands=self.commands,
         )
         self.commands.on_staging = self.planner.give_way
+        self.drains = Drains(store, self.pool)
         self.monitor = Monitor(self.pool, listeners, self.supervisor.condemn)
         self._listeners = listeners
         self.on_stopped: Callable[[], None] = lambda: None

@@ -11,7 +11,7 @@ import structlog
 from deployer.clock import uptime
 from deployer.health.probe import Answer
 from deployer.manager import observe, verdict
-from deployer.manager.reconcile import Seen, backoff, plan
+from deployer.manager.reconcile import Seen, backoff, plan, retired_by
 from deployer.releases.catalog import Catalog
 from deployer.rollout.events import AnyFact, Failure, NewFailed, OldFailed
 from deployer.rollout.machine import PAST_TURNING, Phase, Rollout, Step, Want, wants
@@ -65,11 +65,14 @@ class Supervisor:
         return str(row["name"])
 
     def wants(self) -> dict[int, tuple[Want, ...]]:
+        return self._wants(self.rollout)
+
+    def _wants(self, rollout: Rollout | None) -> dict[int, tuple[Want, ...]]:
         promoted = self.promoted
         desired: dict[int, tuple[Want, ...]] = {}
         if promoted is not None:
             desired = dict.fromkeys(range(1, self.count + 1), (Want(promoted, True),))
-        return desired if self.rollout is None else desired | wants(self.rollout)
+        return desired if rollout is None else desired | wants(rollout)
 
     def live(self) -> list[Seen]:
         """Workers in slots that are not on their way out."""
@@ -81,6 +84,15 @@ class Supervisor:
         ready = {worker.slot for worker in seen if worker.ready and worker.generation != STRAY}
         covered = self.promoted is not None and ready >= set(range(1, self.count + 1))
         return [worker for worker in seen if covered or worker.generation != STRAY]
+
+    def leaving(self, rollout: Rollout) -> int:
+        """How many workers go, or are about to, for a rollout that is just over, and may have visitors still."""
+        kept = {(slot, want.generation) for slot, those in self._wants(rollout).items() for want in those}
+        served = [w for w in self._pool.workers.values() if w.slot and w.ready_at is not None and w.exit is None]
+        draining = [w for w in served if w.state is State.DRAINING and w.retired_by == rollout.id]
+        about_to = [w for w in served if w.state is not State.DRAINING and (w.slot, w.generation) not in kept]
+        mine = [*draining, *(w for w in about_to if self._retired_by(w) == rollout.id)]
+        return sum(not self._pool.board.is_empty(worker.pid, worker.ticks) for worker in mine)
 
     # Reconciling
 
@@ -103,7 +115,7 @@ class Supervisor:
             if self.rollout is not planned_for:
                 return  # it could not be started, which turned the rollout back: a new look is due
         for number in todo.retire:
-            self._pool.retire(self._pool.workers[number])
+            self._retire(self._pool.workers[number])
         self._wake_at(todo.wake_at)
         self.after_look()
 
@@ -122,6 +134,14 @@ class Supervisor:
             self._count_early_death(slot, generation)
             self._not_before[slot, generation] = time.monotonic() + max(0.5, backoff(self._deaths(slot, generation)))
             self.wake()
+
+    def _retire(self, worker: Worker) -> None:
+        self._pool.retire(worker, rollout=self._retired_by(worker))
+
+    def _retired_by(self, worker: Worker) -> int | None:
+        running = None if self.rollout is None else self.rollout.id
+        surplus_of = self._store.last_scale() if worker.slot > self.count else None
+        return retired_by(worker.generation, running=running, promoted=self.promoted, surplus_of=surplus_of)
 
     def _wake_at(self, at: float | None) -> None:
         if self._wake is not None:
@@ -161,7 +181,7 @@ class Supervisor:
             self._tell_failed(NewFailed(slot=worker.slot, failure=failure))
         else:
             self._count_early_death(worker.slot, worker.generation)
-            self._pool.retire(worker)
+            self._retire(worker)
             self._restore_failed(worker, failure)
         self.wake()
 

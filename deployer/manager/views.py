@@ -16,11 +16,22 @@ from deployer.manager.driver import problem_of
 from deployer.manager.queue import Queue
 from deployer.manager.supervisor import Supervisor
 from deployer.manager.templates import Templates
+from deployer.manager.traffic import Traffics
 from deployer.osutil.process import descendants
 from deployer.paths import Layout
 from deployer.rollout.machine import Rollout
 from deployer.state.store import Store
-from deployer.wire.schema import TEMPLATE_SLOT, KeeperInfo, ManagerInfo, RolloutInfo, Status, TemplateInfo, WorkerInfo
+from deployer.wire.schema import (
+    TEMPLATE_SLOT,
+    KeeperInfo,
+    ManagerInfo,
+    RolloutInfo,
+    Status,
+    TemplateInfo,
+    Traffic,
+    WorkerInfo,
+)
+from deployer.workers import cut
 from deployer.workers.pool import Pool
 from deployer.workers.worker import Listener, State, Worker
 
@@ -45,6 +56,7 @@ class Views:
         self._store, self._pool, self._supervisor, self._keeper = store, pool, supervisor, keeper
         self._layout, self._config_file, self._listeners = layout, config_file, listeners
         self._started = time.monotonic()
+        self._traffics = Traffics()
         self._cpu: dict[int, tuple[float, float]] = {}  # worker id -> (when, CPU seconds) at the last look
 
     def status(self) -> Status:
@@ -71,26 +83,32 @@ class Views:
 
     def rollout(self, number: int) -> RolloutInfo | None:
         row = self._store.row("SELECT * FROM rollouts WHERE id = ?", number)
-        return None if row is None else _rollout(row, self._queue.place(number))
+        return None if row is None else self._info(row, self._queue.place(number))
 
     def rollouts(self, limit: int) -> list[RolloutInfo]:
         rows = self._store.rows("SELECT * FROM rollouts ORDER BY id DESC LIMIT ?", limit)
-        return [_rollout(row, self._queue.place(row["id"])) for row in rows]
+        return [self._info(row, self._queue.place(row["id"])) for row in rows]
 
     def rollouts_of(self, release: str) -> list[RolloutInfo]:
         """Those that led to it, newest first."""
         query = "SELECT * FROM rollouts WHERE json_extract(state, '$.release') = ? ORDER BY id DESC"
-        return [_rollout(row, None) for row in self._store.rows(query, release)]
+        return [self._info(row, None) for row in self._store.rows(query, release)]
+
+    def _info(self, row: sqlite3.Row, place: int | None) -> RolloutInfo:
+        going = [worker for worker in self._pool.workers.values() if worker.retired_by == row["id"]]
+        return _rollout(row, place, sum(worker.exit is None for worker in going))
 
     def _workers(self) -> list[WorkerInfo]:
         """By slot; a slot with no worker is shown too."""
         alive = [w for w in self._pool.workers.values() if w.exit is None and w.slot != TEMPLATE_SLOT]
-        infos = [self._worker(worker) for worker in alive]
+        keys = [(worker.pid, worker.ticks) for worker in alive if worker.release.config.worker.app is not None]
+        traffic = self._traffics.of(self._pool.board.rows(), keys, time.monotonic()) if keys else {}
+        infos = [self._worker(worker, traffic.get((worker.pid, worker.ticks))) for worker in alive]
         covered = {worker.slot for worker in alive if worker.state is not State.DRAINING}
         infos += [self._empty(slot) for slot in self._supervisor.wants() if slot not in covered]
         return sorted(infos, key=lambda info: (info.slot, info.pid or 0))
 
-    def _worker(self, worker: Worker) -> WorkerInfo:
+    def _worker(self, worker: Worker, traffic: Traffic | None) -> WorkerInfo:
         slot = self._store.slot(worker.slot)
         rss, cpu = self._usage(worker)
         return WorkerInfo(
@@ -103,6 +121,7 @@ class Views:
             rss_bytes=rss,
             cpu_percent=cpu,
             last_exit=slot.last_exit,
+            traffic=traffic,
         )
 
     def _template(self, template: Worker) -> TemplateInfo:
@@ -131,22 +150,28 @@ class Views:
 
     def _usage(self, worker: Worker) -> tuple[int, float]:
         """(resident bytes, per cent of one CPU since the last look) of the worker and its children."""
-        rss, seconds = 0, 0.0
-        for pid in descendants(worker.pid):
-            try:
-                process = psutil.Process(pid)
-                rss += process.memory_info().rss
-                times = process.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            seconds += times.user + times.system
+        rss, seconds = usage(worker)
         now = uptime()
         since, before = self._cpu.get(worker.id, (worker.spawned_at, 0.0))
         self._cpu[worker.id] = (now, seconds)
         return rss, round(max(0.0, 100 * (seconds - before) / max(now - since, 0.01)), 1)
 
 
-def _rollout(row: sqlite3.Row, place: int | None) -> RolloutInfo:
+def usage(worker: Worker) -> tuple[int, float]:
+    """(resident bytes, CPU seconds) of the worker and its children, those included that it has reaped."""
+    rss, seconds = 0, 0.0
+    for pid in descendants(worker.pid):
+        try:
+            process = psutil.Process(pid)
+            rss += process.memory_info().rss
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        seconds += times.user + times.system + times.children_user + times.children_system
+    return rss, seconds
+
+
+def _rollout(row: sqlite3.Row, place: int | None, draining: int) -> RolloutInfo:
     rollout = msgspec.json.decode(row["state"], type=Rollout)
     failure = rollout.failure
     return RolloutInfo(
@@ -167,4 +192,6 @@ def _rollout(row: sqlite3.Row, place: int | None) -> RolloutInfo:
         tail=list(failure.tail) if failure else [],
         warnings=list(rollout.warnings),
         place=place,
+        cut=cut.decoded(row["cut"]),
+        draining=draining,
     )

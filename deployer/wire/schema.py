@@ -36,6 +36,39 @@ class WorkerInfo(Message, frozen=True, kw_only=True):
     rss_bytes: int
     cpu_percent: float
     last_exit: LastExit | None = None
+    traffic: Traffic | None = None  # of an `app` that deployer serves itself; None for plain commands
+
+
+class Traffic(Message, frozen=True, kw_only=True):
+    """What a worker says of its visitors. Rates are of the last `window_s` seconds, totals of its life."""
+
+    window_s: float
+    requests_per_s: float
+    p50_ms: float | None  # to the head of the answer; None without answers in the window
+    p99_ms: float | None
+    error_ratio: float | None  # 5xx among the answers of the window
+    requests: int
+    status_1xx: int
+    status_2xx: int
+    status_3xx: int
+    status_4xx: int
+    status_5xx: int
+    broken: int  # answers that an error of the application ended before they were whole
+    connections: int
+    websockets: int  # of these
+    in_flight: int  # requests that are being answered
+    last_error: str | None
+    last_error_at: float | None  # seconds since the epoch
+    report: str | None  # what the application itself said by `deployer.runtime.report`
+
+
+class Cut(Message, frozen=True, kw_only=True):
+    """What was still under way when the time to drain was over, and was ended."""
+
+    requests: int
+    connections: int  # websockets, streams, answers that nobody fetched
+    drain_timeout: str
+    estimated: bool = False  # a worker was killed before it could count: what it last said was open
 
 
 class LastExit(Message, frozen=True, kw_only=True):
@@ -88,6 +121,8 @@ class RolloutInfo(Message, frozen=True, kw_only=True):
     tail: list[str] = []  # last log lines of the worker, or of the hook, that failed
     warnings: list[str] = []  # what went wrong without changing the outcome
     place: int | None = None  # of a queued one: 1 is next
+    cut: Cut | None = None  # by the ends of the workers that it retired; None: nothing was
+    draining: int = 0  # workers that it retired and that are not through with their visitors
 
 
 class Status(Message, frozen=True, kw_only=True):

@@ -25,6 +25,11 @@ class Board:
         board = self._open()
         return {} if board is None else {(row.pid, row.ticks): row for row in board.rows()}
 
+    def is_empty(self, pid: int, ticks: int) -> bool:
+        """Does the worker say that it has no visitors? One that says nothing may have some."""
+        row = self.row(pid, ticks)
+        return row is not None and not row.connections and not row.in_flight
+
     def _open(self) -> Scoreboard | None:
         try:
             inode = os.stat(self._path).st_ino

@@ -32,7 +32,7 @@ from deployer.runtime.scoreboard import Scoreboard
 from deployer.state.store import Store, WorkerRow
 from deployer.units import parse_duration
 from deployer.wire.schema import TEMPLATE_SLOT, LogLine
-from deployer.workers import order, shim, start
+from deployer.workers import cut, order, shim, start
 from deployer.workers.board import Board
 from deployer.workers.readiness import until_ready
 from deployer.workers.start import STREAMS
@@ -45,7 +45,8 @@ KEEPER_TELLS_S = 1.0  # how long the keeper may take to report a worker that it 
 
 
 class Pool:
-    """The workers there are. `on_ready`, `on_never_ready` and `on_exit` tell whoever decides."""
+    """The workers there are. `on_ready`, `on_never_ready` and `on_exit` tell whoever decides, `on_draining` who
+    watches."""
 
     def __init__(
         self, *, app: str, store: Store, keeper: KeeperLink, layout: Layout, log: AppLog, base_env: Mapping[str, str]
@@ -55,6 +56,7 @@ class Pool:
         self.on_never_ready: Callable[[Worker, Failure], None] = lambda worker, failure: None
         self.on_exit: Callable[[Worker], None] = lambda worker: None
         self.on_unsafe: Callable[[Worker, str], None] = lambda worker, what: None
+        self.on_draining: Callable[[], None] = lambda: None
         self._app, self._store, self._keeper = app, store, keeper
         self._layout, self._log, self._base_env = layout, log, base_env
         self.board = Board(layout.scoreboard)
@@ -185,6 +187,7 @@ class Pool:
             self._ask_to_stop(worker)
         elif worker.state is State.DRAINING:
             self._schedule_kill(worker)
+            self.on_draining()
         return worker
 
     def bury(self, row: WorkerRow, release: Release) -> None:
@@ -319,14 +322,15 @@ class Pool:
 
     # Ending
 
-    def retire(self, worker: Worker, *, now: bool = False) -> None:
-        """Ask the worker to finish and go; after its drain timeout, or `now`, its whole group is killed."""
+    def retire(self, worker: Worker, *, now: bool = False, rollout: int | None = None) -> None:
+        """Ask the worker to finish and go; after its drain timeout, or `now`, its whole group is killed. `rollout`:
+        what it goes for, and what is told of anything it cuts."""
         if worker.exit is not None:
             return
         if worker.state is not State.DRAINING:
-            worker.state, worker.drain_at = State.DRAINING, uptime()
+            worker.state, worker.drain_at, worker.retired_by = State.DRAINING, uptime(), rollout
             with self._store.transaction():
-                self._store.update("workers", "id", worker.id, state=State.DRAINING)
+                self._store.update("workers", "id", worker.id, state=State.DRAINING, retired_by=rollout)
                 self._emit(worker, "draining")
             if not now:
                 self._ask_to_stop(worker)
@@ -338,6 +342,7 @@ class Pool:
         signal_pidfd(worker.pidfd, signal.Signals[worker.release.config.worker.stop_signal])
         self._store.update("workers", "id", worker.id, drain_at=worker.drain_at)
         self._schedule_kill(worker)
+        self.on_draining()
 
     def _schedule_kill(self, worker: Worker) -> None:
         worker.tasks.append(watched(self._kill_when_late(worker)))
@@ -400,8 +405,10 @@ class Pool:
     def note_exit(self, worker: Worker, code: int | None) -> None:
         number, name, text = describe_exit(code)
         since = worker.drain_at or worker.spawned_at
+        lost = cut.of(worker, self.board.row(worker.pid, worker.ticks))
         with self._store.transaction():
             self._store.delete("workers", "id", worker.id)
+            cut.add(self._store, worker.retired_by, lost)
             self._emit(
                 worker,
                 "exited",
@@ -411,6 +418,7 @@ class Pool:
                 expected=worker.state is State.DRAINING,
                 seconds=round(uptime() - since, 3),
                 tail=list(worker.tail),
+                **cut.fields(lost),
             )
 
     def _emit(self, worker: Worker, what: str, **facts: Any) -> None:

@@ -60,6 +60,7 @@ class Worker:
     state: State = State.STARTING
     ready_at: float | None = None
     drain_at: float | None = None
+    retired_by: int | None = None  # the rollout that it goes for
     condemned: str | None = None  # why it is to be replaced although it runs
     failure: Failure | None = None  # why it never became ready
     started: asyncio.Event = field(default_factory=asyncio.Event)  # ready, or too late for that
@@ -89,6 +90,7 @@ class Worker:
             state=State(row.state),
             ready_at=row.ready_at,
             drain_at=row.drain_at,
+            retired_by=row.retired_by,
             ready_deadline=row.spawned_at + parse_duration(release.config.worker.ready_timeout),
         )
         if row.notified:
