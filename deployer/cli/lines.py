@@ -112,6 +112,15 @@ def _exited(data: Fields, glyphs: Glyphs) -> str:
     return f"{worker} died: {data.get('text')}{after}"
 
 
+def _recycled(data: Fields, glyphs: Glyphs) -> str:
+    worker = f"{who_slot(data)}: {data.get('release')} pid {data.get('pid')}"
+    return f"{worker} is replaced ({data.get('reason')}): {data.get('text')}"
+
+
+def _over_limit(data: Fields, glyphs: Glyphs) -> str:
+    return f"{who_slot(data)}: warning: {data.get('release')} pid {data.get('pid')}: {data.get('text')}"
+
+
 def _moved(data: Fields, glyphs: Glyphs) -> str:
     old, new = data.get("old_pid"), data.get("new_pid")
     text = f"{who_slot(data)}: "
@@ -168,6 +177,8 @@ _LINES: dict[str, Callable[[Fields, Glyphs], str]] = {
     "worker.draining": _worker("draining"),
     "worker.exited": _exited,
     "worker.unhealthy": lambda data, _: f"{who_slot(data)}: pid {data.get('pid')} is unhealthy: {data.get('cause')}",
+    "worker.recycled": _recycled,
+    "worker.over_limit": _over_limit,
     "slot.moved": _moved,
     "rollout.failed": _failed,
     "hook.started": _hook_started,

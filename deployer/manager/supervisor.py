@@ -135,7 +135,7 @@ class Supervisor:
 
     def _died(self, worker: Worker) -> None:
         log.warning("worker.died", slot=worker.slot, pid=worker.pid, release=worker.release.name, exit=worker.exit)
-        if self._is_candidate(worker):
+        if self.is_candidate(worker):
             self._tell_failed(NewFailed(slot=worker.slot, failure=verdict.failure_of_exit(worker)))
             return
         self._store.count_exit(worker.slot, verdict.last_exit(worker))
@@ -149,7 +149,7 @@ class Supervisor:
         if not worker.slot:
             return  # the preflight looks after its own
         log.warning("worker.never_ready", slot=worker.slot, pid=worker.pid, release=worker.release.name)
-        if self._is_candidate(worker):
+        if self.is_candidate(worker):
             self._tell_failed(NewFailed(slot=worker.slot, failure=failure))
         else:
             self._count_early_death(worker.slot, worker.generation)
@@ -158,18 +158,22 @@ class Supervisor:
         self.wake()
 
     def condemn(self, worker: Worker, answer: Answer) -> None:
-        """A live health check failed for good: replace the worker, or halt the rollout that brought it."""
+        """A live health check failed for good."""
+        failure = verdict.failure_of_health(worker, answer)
+        if worker.condemned is None and not self.is_candidate(worker):
+            self._store.emit("worker.unhealthy", slot=worker.slot, pid=worker.pid, cause=failure.cause)
+        self.replace(worker, "unhealthy", failure)
+
+    def replace(self, worker: Worker, ailment: str, failure: Failure) -> None:
+        """A worker runs that should not any more: replace it, start-first, or halt the rollout that brought it."""
         if worker.condemned is not None:
             return  # it is known, and on its way out or held for inspection
-        failure = verdict.failure_of_health(worker, answer)
-        worker.condemned = failure.cause or failure.what
-        if self._is_candidate(worker):
+        worker.condemned, worker.ailment = failure.cause or failure.what, ailment
+        if self.is_candidate(worker):
             self._tell_failed(NewFailed(slot=worker.slot, failure=failure))
-        else:
-            self._store.emit("worker.unhealthy", slot=worker.slot, pid=worker.pid, cause=failure.cause)
         self.wake()
 
-    def _is_candidate(self, worker: Worker) -> bool:
+    def is_candidate(self, worker: Worker) -> bool:
         """Does the worker stand for the release that is being rolled out?"""
         return self._decides(worker.slot, worker.generation)
 

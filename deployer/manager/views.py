@@ -13,13 +13,14 @@ from deployer import __version__
 from deployer.clock import uptime
 from deployer.keeper.link import KeeperLink
 from deployer.manager.driver import problem_of
+from deployer.manager.hygiene import notes
 from deployer.manager.queue import Queue
 from deployer.manager.supervisor import Supervisor
 from deployer.osutil.process import descendants
 from deployer.paths import Layout
 from deployer.rollout.machine import Rollout
 from deployer.state.store import Store
-from deployer.wire.schema import KeeperInfo, ManagerInfo, RolloutInfo, Status, WorkerInfo
+from deployer.wire.schema import KeeperInfo, ManagerInfo, Recycled, RolloutInfo, Status, WorkerInfo
 from deployer.workers.pool import Pool
 from deployer.workers.worker import Listener, State, Worker
 
@@ -89,17 +90,20 @@ class Views:
 
     def _worker(self, worker: Worker) -> WorkerInfo:
         slot = self._store.slot(worker.slot)
+        recycled = notes(self._store).get(worker.slot)
         rss, cpu = self._usage(worker)
         return WorkerInfo(
             slot=worker.slot,
             pid=worker.pid,
             release=worker.release.name,
-            state="unhealthy" if worker.condemned and worker.state is State.READY else str(worker.state),
+            state=worker.ailment if worker.condemned and worker.state is State.READY else str(worker.state),
             uptime_s=round(uptime() - worker.spawned_at, 1),
             restarts=slot.restarts,
             rss_bytes=rss,
             cpu_percent=cpu,
             last_exit=slot.last_exit,
+            why=worker.condemned or worker.warning,
+            recycled=None if recycled is None else msgspec.convert(recycled, Recycled, from_attributes=True),
         )
 
     def _empty(self, slot: int) -> WorkerInfo:

@@ -26,12 +26,24 @@ class WorkerInfo(Message, frozen=True, kw_only=True):
     slot: int
     pid: int | None
     release: str | None
-    state: str  # starting | ready | unhealthy | draining | backoff
+    state: str  # starting | ready | recycling | unhealthy | hung | draining | backoff
     uptime_s: float
     restarts: int
     rss_bytes: int
     cpu_percent: float
     last_exit: LastExit | None = None
+    why: str | None = None  # it is to be replaced, or what somebody should know of it
+    recycled: Recycled | None = None  # the last one of the slot that was replaced for such a reason
+
+
+class Recycled(Message, frozen=True, kw_only=True):
+    """A worker that came to a limit of `[worker]` and was replaced; that is no death of it."""
+
+    at: float  # seconds since the epoch
+    pid: int
+    release: str
+    reason: str  # memory | max_age | hung
+    text: str
 
 
 class LastExit(Message, frozen=True, kw_only=True):
