@@ -65,6 +65,12 @@ class Counting:
         else:
             self._statuses, self._histogram = record.statuses, record.histogram
 
+    @property
+    def moved(self) -> int:
+        """Parts of bodies that the threads of a WSGI application have taken and given."""
+        moved: int = getattr(self._app, "moved", 0)
+        return moved
+
     def serve(self, app: Any, with_proxy_headers: Callable[[Any], Any]) -> None:
         """`with_proxy_headers` is uvicorn's middleware: it is asked when there are such headers, not each time."""
         self._app, self._proxied = app, with_proxy_headers(self._counted)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from deployer.runtime.scoreboard import Row, Scoreboard
 from tests.apps import App
 from tests.cluster import wait_until
+from tests.e2e.conftest import FAILED
 from tests.e2e.shop import Shop, alive
 from tests.load import LoadReport, LoadThread
 
@@ -45,12 +47,19 @@ async def app(scope, receive, send):
     await send({{"type": "http.response.body", "body": b"hello"}})
 """
 WSGI = """
-import os, threading
+import os, threading, time
+def drips():
+    for _ in range(20):
+        time.sleep(0.3)
+        yield b"."
 def stuck_in_a_thread():
     threading.Event().wait()
 def app(environ, start_response):
     if environ["PATH_INFO"] == "/block":
         stuck_in_a_thread()
+    if environ["PATH_INFO"] == "/drip":
+        start_response("200 OK", [("Content-Length", "20")])
+        return drips()
     start_response("200 OK", [("Content-Length", "5"), ("X-Pid", str(os.getpid())),
                               ("X-Release", os.environ["DEPLOYER_RELEASE"])])
     return [b"hello"]
@@ -95,7 +104,7 @@ class Leaky(Shop):
 
 
 @pytest.fixture
-def leaky(shop: Callable[..., Shop], request: pytest.FixtureRequest) -> Iterator[Callable[..., Leaky]]:
+def leaky(request: pytest.FixtureRequest) -> Iterator[Callable[..., Leaky]]:
     made: list[Leaky] = []
 
     def make(source: str, limits: str, **options: Any) -> Leaky:
@@ -103,7 +112,7 @@ def leaky(shop: Callable[..., Shop], request: pytest.FixtureRequest) -> Iterator
         return made[-1]
 
     yield make
-    failed = request.session.testsfailed
+    failed = request.node.stash.get(FAILED, False)
     for cluster in made:
         if failed:
             print(f"{cluster.base}: deployer.log\n{cluster.log_tail(40)}")
@@ -239,6 +248,22 @@ def test_a_stuck_one_is_replaced_with_its_stacks_in_the_log(
     assert [worker["restarts"] for worker in status["workers"]] == [0, 0]
     untouched = {slot: each for slot, each in slots.items() if each != pid}
     cluster.assert_serves("v1", untouched)
+
+
+def test_threads_that_are_busy_with_slow_answers_are_not_stuck(leaky: Callable[..., Leaky]) -> None:
+    """All of them, for three times as long as the watchdog: each part that moves is a sign of life."""
+    cluster = leaky(WSGI, 'watchdog = "2s"\nthreads = 2\n', count=1)
+    cluster.up()
+    slots = cluster.assert_serves("v1")
+    answers: list[bytes] = []
+    askers = [threading.Thread(target=lambda: answers.append(cluster.get("/drip", 30)[2])) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join(40)
+    assert answers == [b"." * 20] * 2
+    assert cluster.events("worker.recycled") == []
+    cluster.assert_serves("v1", slots)
 
 
 def test_one_that_was_stopped_is_killed_when_it_prints_nothing(leaky: Callable[..., Leaky]) -> None:
