@@ -126,6 +126,15 @@ def _drain(data: Fields, glyphs: Glyphs) -> str:
     return f"{who_slot(data)}: {data.get('release')} pid {data.get('pid')} {left}"
 
 
+def _recycled(data: Fields, glyphs: Glyphs) -> str:
+    worker = f"{who_slot(data)}: {data.get('release')} pid {data.get('pid')}"
+    return f"{worker} is replaced ({data.get('reason')}): {data.get('text')}"
+
+
+def _over_limit(data: Fields, glyphs: Glyphs) -> str:
+    return f"{who_slot(data)}: warning: {data.get('release')} pid {data.get('pid')}: {data.get('text')}"
+
+
 def _moved(data: Fields, glyphs: Glyphs) -> str:
     old, new = data.get("old_pid"), data.get("new_pid")
     text = f"{who_slot(data)}: "
@@ -188,6 +197,8 @@ _LINES: dict[str, Callable[[Fields, Glyphs], str]] = {
     "template.exited": _exited,
     "template.unsafe": lambda data, _: f"template: {data.get('release')} has none: {data.get('what')}",
     "worker.unhealthy": lambda data, _: f"{who_slot(data)}: pid {data.get('pid')} is unhealthy: {data.get('cause')}",
+    "worker.recycled": _recycled,
+    "worker.over_limit": _over_limit,
     "slot.moved": _moved,
     "rollout.failed": _failed,
     "hook.started": _hook_started,

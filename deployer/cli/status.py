@@ -12,6 +12,7 @@ from deployer.units import format_duration, format_size
 from deployer.wire.schema import LastExit, RolloutInfo, Status, TemplateInfo, WorkerInfo
 
 TAIL_LINES = 5
+RECENT_S = 3600.0
 WIDTH = 80
 """The table fits the narrowest terminal people use; a pipe gets every line whole."""
 
@@ -43,6 +44,7 @@ def _print(status: Status, out: Output) -> None:
     for template in status.templates:
         out.result(f"  {_template(template)}")
     _print_traffic(status, out)
+    _print_limits(status, out)
     _print_tails(status, out)
     _print_warnings(status, out)
 
@@ -70,7 +72,7 @@ def _print_traffic(status: Status, out: Output) -> None:
 
 
 def _cluster_line(status: Status, out: Output) -> str:
-    ready = sum(worker.state == "ready" for worker in status.workers)
+    ready = len({worker.slot for worker in status.workers if worker.slot and worker.state in ("ready", "recycling")})
     if status.release is None:
         sign, word, colour = out.glyphs.idle, "nothing deployed", None
     elif ready >= status.count:
@@ -125,6 +127,19 @@ def _last_exit(last: LastExit | None) -> str:
     if last.signal:
         return last.signal
     return f"exit {last.code}" if last.code is not None else last.text
+
+
+def _print_limits(status: Status, out: Output) -> None:
+    """What is wrong with a worker that runs; and who was replaced for such a reason not long ago."""
+    for worker in status.workers:
+        if worker.why is not None:
+            out.result(clean(f"  slot {worker.slot}: pid {worker.pid}: {worker.why}"))
+    for worker in {worker.slot: worker for worker in status.workers}.values():
+        past = worker.recycled
+        ago = 0.0 if past is None else max(0.0, time.time() - past.at)
+        if past is not None and past.pid != worker.pid and (ago < RECENT_S or out.style.verbose):
+            text = f"{past.release} pid {past.pid} replaced ({past.reason}) {format_duration(ago)} ago: {past.text}"
+            out.result(clean(f"  slot {worker.slot}: {text}"))
 
 
 def _print_tails(status: Status, out: Output) -> None:

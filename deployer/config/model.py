@@ -15,6 +15,9 @@ Duration = Annotated[str, msgspec.Meta(description='a duration: "250ms", "3s", "
 Size = Annotated[str, msgspec.Meta(description='a size: "512M", "2G"')]
 
 
+WATCHDOG = "60s"
+
+
 class Ready(StrEnum):
     """How a worker shows that it serves."""
 
@@ -51,6 +54,9 @@ class Worker(Section, frozen=True, kw_only=True):
     ready_delay: Duration = "1s"
     drain_timeout: Duration = "30s"
     stop_signal: str = "SIGTERM"
+    memory_limit: Size | None = None  # of a worker with its children; more, and it is replaced, start-first
+    max_age: Duration | None = None  # no worker serves longer; by slot some are replaced up to a tenth earlier
+    watchdog: Duration | None = None  # "60s" of an `app`: stuck for longer, it is replaced; "0s" is off
     umask: str | None = None
     nice: Annotated[int, msgspec.Meta(ge=-20, le=19)] | None = None
     rlimits: dict[str, int] = {}
@@ -59,6 +65,11 @@ class Worker(Section, frozen=True, kw_only=True):
     def readiness(self) -> Ready:
         """`ready`, or what it is when nothing is said."""
         return self.ready or (Ready.NOTIFY if self.app is not None else Ready.LISTEN)
+
+    @property
+    def patience(self) -> Duration:
+        """`watchdog`, or what it is when nothing is said. A `command` has no heartbeat that could be watched."""
+        return (self.watchdog or WATCHDOG) if self.app is not None else "0s"
 
 
 class Listen(Section, frozen=True, kw_only=True):

@@ -27,13 +27,22 @@ from deployer.units import parse_duration, parse_size
 DURATION_MAX_S = 366 * 86400
 """Longer is a slip, and far longer overflows the clocks that wait for it."""
 
-MAY_BE_ZERO = {("rollout", "soak"), ("rollout", "standby"), ("worker", "ready_delay"), ("worker", "drain_timeout")}
+MAY_BE_ZERO = {
+    ("rollout", "soak"),
+    ("rollout", "standby"),
+    ("worker", "ready_delay"),
+    ("worker", "drain_timeout"),
+    ("worker", "watchdog"),
+}
 """Durations that make sense as "0s"; a check every 0 s or a limit of 0 s does not."""
 
 FILL_IN_COMMAND = (
     'write what starts your app, e.g. app = "module:object" for a WSGI or ASGI application, '
     'or command = "node server.js"'
 )
+
+WATCHDOG_MIN_S = 2.0
+"""A worker says five times a second that it lives, and the manager looks once a second."""
 
 PLACEHOLDERS = "known: {fd}, {fd:NAME}, {worker}, {release}; write {{ and }} for the program's own braces"
 
@@ -86,6 +95,7 @@ def release_problems(config: Config) -> Iterator[Problem]:
     yield from _process(config)
     yield from _env(config)
     yield from _readiness(config)
+    yield from _watchdog(config)
     yield from _health_path(config)
     yield from _warmup(config)
     yield from _preload(config)
@@ -163,9 +173,11 @@ def _durations_and_sizes(config: Config) -> Iterator[Problem]:
         for field in msgspec.structs.fields(section):
             text = getattr(section, field.name)
             problem = None
-            if field.type == Duration:
+            if text is None:
+                continue
+            if field.type in (Duration, Duration | None):
                 problem = _duration(text, (table, field.name) in MAY_BE_ZERO)
-            elif field.type == Size:
+            elif field.type in (Size, Size | None):
                 problem = _size(text)
             if problem:
                 yield Problem((table, field.name), f"`{field.name}` in [{table}]: {problem}")
@@ -193,10 +205,10 @@ def _seconds(text: str) -> float:
 
 def _size(text: str) -> str | None:
     try:
-        parse_size(text)
+        size = parse_size(text)
     except (ValueError, OverflowError) as error:
         return str(error)
-    return None
+    return None if size > 0 else f'"{text}" must be more than 0'
 
 
 def _program(config: Config) -> Iterator[Problem]:
@@ -302,6 +314,18 @@ def _readiness(config: Config) -> Iterator[Problem]:
     elif ready == Ready.HTTP and config.health.http is None:
         text = '`ready` in [worker]: "http" needs the path to ask for'
         yield Problem(path, text, 'add [health] with http = "/healthz"')
+
+
+def _watchdog(config: Config) -> Iterator[Problem]:
+    text, path = config.worker.watchdog, ("worker", "watchdog")
+    if text is None or _duration(text, True) is not None or parse_duration(text) == 0:
+        return
+    if config.worker.app is None:
+        what = "`watchdog` in [worker] watches an `app`; of a `command` nobody can tell from outside that it is stuck"
+        yield Problem(path, what, 'remove it; [health] http = "/healthz" asks a server that is not ours')
+    elif parse_duration(text) < WATCHDOG_MIN_S:
+        what = f'`watchdog` in [worker]: "{text}" is less than {WATCHDOG_MIN_S:g}s'
+        yield Problem(path, what, 'for example watchdog = "60s"; "0s" is off')
 
 
 def _hooks(config: Config) -> Iterator[Problem]:

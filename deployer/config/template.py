@@ -39,6 +39,8 @@ name = {name}
 # ready_timeout = "60s"          # a worker that is not ready by then has failed
 # drain_timeout = "30s"          # from SIGTERM to SIGKILL: time to finish open requests
 # stop_signal = "SIGTERM"
+# memory_limit = "512M"          # a worker that uses more is replaced, once another serves in its place
+# max_age = "24h"                # ... and one that has served for so long
 # user = "shop"                  # when started as root
 # rlimits = {{ nofile = 65536 }}
 

@@ -22,6 +22,7 @@ from deployer.manager.commands import Commands
 from deployer.manager.drains import Drains
 from deployer.manager.driver import Driver
 from deployer.manager.hooks import Hooks
+from deployer.manager.hygiene import Hygiene
 from deployer.manager.monitor import Monitor
 from deployer.manager.planning import Planner
 from deployer.manager.queue import Queue
@@ -113,6 +114,7 @@ class Manager:
         self.commands.on_staging = self.planner.give_way
         self.drains = Drains(store, self.pool)
         self.monitor = Monitor(self.pool, listeners, self.supervisor.condemn)
+        self.hygiene = Hygiene(store=store, pool=self.pool, supervisor=self.supervisor)
         self._listeners = listeners
         self.on_stopped: Callable[[], None] = lambda: None
 
@@ -137,6 +139,7 @@ class Manager:
         adopted = adoption.run(rows, self.driver.resume)
         resumed = None if self.driver.rollout is None else self.driver.rollout.id
         self.monitor.start(self._live_health)
+        self.hygiene.start()
         self.supervisor.wake()
         self.store.emit("manager.started", pid=os.getpid(), adopted=adopted, resumed=resumed)
         self.commands.next()
@@ -176,6 +179,7 @@ class Manager:
         self.store.put("stopping", True)  # a manager that is killed now is followed by one that goes on stopping
         self.driver.halt()
         self.monitor.stop()
+        self.hygiene.stop()
         self._keeper.stopping()
         log.info("manager.stopping", workers=len(self.pool.workers))
         while workers := list(self.pool.workers.values()):

@@ -88,7 +88,7 @@ class Supervisor:
     def leaving(self, rollout: Rollout) -> int:
         """How many workers go, or are about to, for a rollout that is just over, and may have visitors still."""
         kept = {(slot, want.generation) for slot, those in self._wants(rollout).items() for want in those}
-        served = [w for w in self._pool.workers.values() if w.slot and w.ready_at is not None and w.exit is None]
+        served = [w for w in self._pool.workers.values() if w.in_slot and w.ready_at is not None and w.exit is None]
         draining = [w for w in served if w.state is State.DRAINING and w.retired_by == rollout.id]
         about_to = [w for w in served if w.state is not State.DRAINING and (w.slot, w.generation) not in kept]
         mine = [*draining, *(w for w in about_to if self._retired_by(w) == rollout.id)]
@@ -161,7 +161,7 @@ class Supervisor:
 
     def _died(self, worker: Worker) -> None:
         log.warning("worker.died", slot=worker.slot, pid=worker.pid, release=worker.release.name, exit=worker.exit)
-        if self._is_candidate(worker):
+        if self.is_candidate(worker):
             self._tell_failed(NewFailed(slot=worker.slot, failure=verdict.failure_of_exit(worker)))
             return
         self._store.count_exit(worker.slot, verdict.last_exit(worker))
@@ -177,7 +177,7 @@ class Supervisor:
         if not worker.in_slot:
             return  # the preflight looks after its own
         log.warning("worker.never_ready", slot=worker.slot, pid=worker.pid, release=worker.release.name)
-        if self._is_candidate(worker):
+        if self.is_candidate(worker):
             self._tell_failed(NewFailed(slot=worker.slot, failure=failure))
         else:
             self._count_early_death(worker.slot, worker.generation)
@@ -186,18 +186,22 @@ class Supervisor:
         self.wake()
 
     def condemn(self, worker: Worker, answer: Answer) -> None:
-        """A live health check failed for good: replace the worker, or halt the rollout that brought it."""
+        """A live health check failed for good."""
+        failure = verdict.failure_of_health(worker, answer)
+        if worker.condemned is None and not self.is_candidate(worker):
+            self._store.emit("worker.unhealthy", slot=worker.slot, pid=worker.pid, cause=failure.cause)
+        self.replace(worker, "unhealthy", failure)
+
+    def replace(self, worker: Worker, ailment: str, failure: Failure) -> None:
+        """A worker runs that should not any more: replace it, start-first, or halt the rollout that brought it."""
         if worker.condemned is not None:
             return  # it is known, and on its way out or held for inspection
-        failure = verdict.failure_of_health(worker, answer)
-        worker.condemned = failure.cause or failure.what
-        if self._is_candidate(worker):
+        worker.condemned, worker.ailment = failure.cause or failure.what, ailment
+        if self.is_candidate(worker):
             self._tell_failed(NewFailed(slot=worker.slot, failure=failure))
-        else:
-            self._store.emit("worker.unhealthy", slot=worker.slot, pid=worker.pid, cause=failure.cause)
         self.wake()
 
-    def _is_candidate(self, worker: Worker) -> bool:
+    def is_candidate(self, worker: Worker) -> bool:
         """Does the worker stand for the release that is being rolled out?"""
         return self._decides(worker.slot, worker.generation)
 

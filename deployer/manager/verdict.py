@@ -54,6 +54,18 @@ def failure_of_warmup(worker: Worker, path: str, answer: Answer) -> Failure:
     )
 
 
+def failure_of_end(worker: Worker, reason: str, text: str) -> Failure:
+    """It runs, and is to be replaced: too large, too old, hung."""
+    return Failure(
+        reason=reason,
+        what=f"{worker.name} of {worker.release.name} {'hangs' if reason == 'hung' else 'has served its time'}",
+        cause=text,
+        hint=f"deployer logs --release {worker.release.name}",
+        slot=worker.slot,
+        tail=tuple(worker.tail)[-FAILURE_TAIL:],
+    )
+
+
 def failure_of_silence(worker: Worker, seconds: float) -> Failure:
     return Failure(
         reason="health",

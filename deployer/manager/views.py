@@ -13,6 +13,7 @@ from deployer import __version__
 from deployer.clock import uptime
 from deployer.keeper.link import KeeperLink
 from deployer.manager.driver import problem_of
+from deployer.manager.hygiene import notes
 from deployer.manager.queue import Queue
 from deployer.manager.supervisor import Supervisor
 from deployer.manager.templates import Templates
@@ -25,6 +26,7 @@ from deployer.wire.schema import (
     TEMPLATE_SLOT,
     KeeperInfo,
     ManagerInfo,
+    Recycled,
     RolloutInfo,
     Status,
     TemplateInfo,
@@ -110,18 +112,21 @@ class Views:
 
     def _worker(self, worker: Worker, traffic: Traffic | None) -> WorkerInfo:
         slot = self._store.slot(worker.slot)
+        recycled = notes(self._store).get(worker.slot)
         rss, cpu = self._usage(worker)
         return WorkerInfo(
             slot=worker.slot,
             pid=worker.pid,
             release=worker.release.name,
-            state="unhealthy" if worker.condemned and worker.state is State.READY else str(worker.state),
+            state=worker.ailment if worker.condemned and worker.state is State.READY else str(worker.state),
             uptime_s=round(uptime() - worker.spawned_at, 1),
             restarts=slot.restarts,
             rss_bytes=rss,
             cpu_percent=cpu,
             last_exit=slot.last_exit,
             traffic=traffic,
+            why=worker.condemned or worker.warning,
+            recycled=None if recycled is None else msgspec.convert(recycled, Recycled, from_attributes=True),
         )
 
     def _template(self, template: Worker) -> TemplateInfo:

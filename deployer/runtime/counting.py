@@ -69,6 +69,12 @@ class Counting:
         else:
             self._statuses, self._histogram = record.statuses, record.histogram
 
+    @property
+    def moved(self) -> int:
+        """Parts of bodies that the threads of a WSGI application have taken and given."""
+        moved: int = getattr(self._app, "moved", 0)
+        return moved
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         kind = scope["type"]
         if kind == "http":

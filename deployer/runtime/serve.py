@@ -158,8 +158,8 @@ class Worker:
         self._before = open_now
         record.set("websockets", sum(map(is_websocket, self._state.connections)))
         threads = record.get("threads")
-        # With every thread taken and none that finished anything, nothing moves although the loop turns.
-        finished = self._state.total_requests
+        # With every thread taken and none that finished or moved anything, all is stuck although the loop turns.
+        finished = self._state.total_requests + self._counting.moved
         if not threads or under_way < threads or finished != self._finished:
             self._finished = finished
             record.set_real("progress", now)

@@ -30,13 +30,15 @@ class WorkerInfo(Message, frozen=True, kw_only=True):
     slot: int
     pid: int | None
     release: str | None
-    state: str  # starting | ready | unhealthy | draining | backoff
+    state: str  # starting | ready | recycling | unhealthy | hung | draining | backoff
     uptime_s: float
     restarts: int
     rss_bytes: int
     cpu_percent: float
     last_exit: LastExit | None = None
     traffic: Traffic | None = None  # of an `app` that deployer serves itself; None for plain commands
+    why: str | None = None  # it is to be replaced, or what somebody should know of it
+    recycled: Recycled | None = None  # the last one of the slot that was replaced for such a reason
 
 
 class Traffic(Message, frozen=True, kw_only=True):
@@ -69,6 +71,16 @@ class Cut(Message, frozen=True, kw_only=True):
     connections: int  # websockets, streams, answers that nobody fetched
     drain_timeout: str
     estimated: bool = False  # a worker was killed before it could count: what it last said was open
+
+
+class Recycled(Message, frozen=True, kw_only=True):
+    """A worker that came to a limit of `[worker]` and was replaced; that is no death of it."""
+
+    at: float  # seconds since the epoch
+    pid: int
+    release: str
+    reason: str  # memory | max_age | hung
+    text: str
 
 
 class LastExit(Message, frozen=True, kw_only=True):

@@ -41,6 +41,7 @@ from deployer.workers.worker import Exit, Listener, State, Worker
 log = structlog.get_logger()
 
 MOVE_LIMIT_S = 10.0  # how long a worker that was proven may take to accept on the sockets it is handed
+DUMP_S = 5.0  # for a worker that hangs to print its stacks, before SIGKILL
 KEEPER_TELLS_S = 1.0  # how long the keeper may take to report a worker that it reaped
 
 
@@ -338,17 +339,34 @@ class Pool:
             self._kill(worker)
 
     def _ask_to_stop(self, worker: Worker) -> None:
-        """`drain_at` is written after the signal: a draining worker without it may not have been told."""
-        signal_pidfd(worker.pidfd, signal.Signals[worker.release.config.worker.stop_signal])
+        """`drain_at` is written after the signal: a draining worker without it may not have been told.
+
+        One that hangs could finish nothing: SIGABRT makes the runtime print where each of its threads is.
+        """
+        config = worker.release.config.worker
+        if self._hangs(worker):
+            signal_pidfd(worker.pidfd, signal.SIGABRT)
+            worker.drain_limit = DUMP_S
+        else:
+            signal_pidfd(worker.pidfd, signal.Signals[config.stop_signal])
         self._store.update("workers", "id", worker.id, drain_at=worker.drain_at)
         self._schedule_kill(worker)
         self.on_draining()
+
+    def _hangs(self, worker: Worker) -> bool:
+        """It was found hung, and nothing has moved since."""
+        if worker.hung is None:
+            return False
+        pulse = self.board.pulses().get((worker.pid, worker.ticks))
+        return pulse is not None and getattr(pulse, worker.hung[0]) == worker.hung[1]
 
     def _schedule_kill(self, worker: Worker) -> None:
         worker.tasks.append(watched(self._kill_when_late(worker)))
 
     async def _kill_when_late(self, worker: Worker) -> None:
-        timeout = parse_duration(worker.release.config.worker.drain_timeout)
+        timeout = worker.drain_limit
+        if timeout is None:
+            timeout = parse_duration(worker.release.config.worker.drain_timeout)
         await asyncio.sleep(max(0.0, (worker.drain_at or 0.0) + timeout - uptime()))
         self._kill(worker)
 

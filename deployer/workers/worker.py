@@ -62,6 +62,10 @@ class Worker:
     drain_at: float | None = None
     retired_by: int | None = None  # the rollout that it goes for
     condemned: str | None = None  # why it is to be replaced although it runs
+    ailment: str = "unhealthy"  # of one that is condemned: unhealthy, hung, or (it serves well) recycling
+    drain_limit: float | None = None  # other than its `drain_timeout`
+    hung: tuple[str, float] | None = None  # which field of its `Pulse` stands still, and where
+    warning: str | None = None  # what somebody should know of it
     failure: Failure | None = None  # why it never became ready
     started: asyncio.Event = field(default_factory=asyncio.Event)  # ready, or too late for that
     status_text: str = ""  # its last sd_notify STATUS=

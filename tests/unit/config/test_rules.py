@@ -110,6 +110,24 @@ def worker(line: str) -> str:
             None,
         ),
         ("ready_timeout = '0s'", '`ready_timeout` in [worker]: "0s" must be more than 0', None),
+        ("memory_limit = '512 MB'", '`memory_limit` in [worker]: \'512 MB\' is not a size: write "512M" or "2G"', None),
+        ("memory_limit = '0M'", '`memory_limit` in [worker]: "0M" must be more than 0', None),
+        (
+            "max_age = '1d'",
+            '`max_age` in [worker]: \'1d\' is not a duration: write "250ms", "3s", "5m" or "1h"',
+            None,
+        ),
+        ("max_age = '0s'", '`max_age` in [worker]: "0s" must be more than 0', None),
+        (
+            "watchdog = 'x'",
+            '`watchdog` in [worker]: \'x\' is not a duration: write "250ms", "3s", "5m" or "1h"',
+            None,
+        ),
+        (
+            "watchdog = '60s'",
+            "`watchdog` in [worker] watches an `app`; of a `command` nobody can tell from outside that it is stuck",
+            'remove it; [health] http = "/healthz" asks a server that is not ours',
+        ),
         ("drain_timeout = '9000h'", '`drain_timeout` in [worker]: "9000h" is longer than a year', None),
     ],
 )
@@ -276,3 +294,18 @@ def test_any_text_has_an_allowed_name_near_it() -> None:
 def test_an_empty_hook_is_refused(tmp_path: Path) -> None:
     text = f"name = 'a'\n{LISTEN}[worker]\ncommand = 'serve'\n[hooks]\nafter_canary = ''\n"
     assert refusal(tmp_path, text) == ("7: `after_canary` in [hooks] is empty", "write a command, or remove the key")
+
+
+def test_the_watchdog_of_an_app(tmp_path: Path) -> None:
+    """A minute unless something else is said; off with "0s", and nothing so short that a busy machine looks hung."""
+    app = worker("app = 'shop:app'")
+    path = tmp_path / "deployer.toml"
+    for line, patience in (("", "60s"), ("watchdog = '0s'\n", "0s"), ("watchdog = '2s'\n", "2s")):
+        path.write_text(app.replace("[[listen", f"{line}[[listen"))
+        assert load(path).config.worker.patience == patience
+    assert refusal(tmp_path, app.replace("[[listen", "watchdog = '500ms'\n[[listen")) == (
+        '4: `watchdog` in [worker]: "500ms" is less than 2s',
+        'for example watchdog = "60s"; "0s" is off',
+    )
+    path.write_text(worker("watchdog = '0s'"))
+    assert load(path).config.worker.patience == "0s"
