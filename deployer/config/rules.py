@@ -6,6 +6,7 @@ touches the disk.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import resource
@@ -17,7 +18,7 @@ import msgspec
 
 from deployer.config.command import is_listen_name, placeholders, split
 from deployer.config.explain import did_you_mean
-from deployer.config.model import Config, Duration, Listen, Ready, Section, Size
+from deployer.config.model import Config, Duration, Inconclusive, Listen, Ready, Section, Size
 from deployer.config.problem import Problem
 from deployer.config.source import source_problems
 from deployer.paths import Layout
@@ -86,6 +87,7 @@ def release_problems(config: Config) -> Iterator[Problem]:
     yield from _env(config)
     yield from _readiness(config)
     yield from _health_path(config)
+    yield from _numbers(config)
     yield from _hooks(config)
     yield from _build(config)
     yield from _shared(config)
@@ -310,6 +312,21 @@ def _health_path(config: Config) -> Iterator[Problem]:
     elif not config.listen:
         text = "`http` in [health] needs a [[listen]], and there is none"
         yield Problem(path, text, "add [[listen]], or remove `http`")
+
+
+def _numbers(config: Config) -> Iterator[Problem]:
+    """Of the canary, by what it answers to visitors."""
+    rollout, ratio = config.rollout, config.rollout.max_latency_ratio
+    if math.isinf(ratio):
+        text = "`max_latency_ratio` in [rollout]: inf is not a number to compare with"
+        yield Problem(("rollout", "max_latency_ratio"), text, "write 0 to switch it off")
+    if 0 < ratio < 1:
+        text = f"`max_latency_ratio` in [rollout]: {ratio:g} would halt a release that is as quick as the one before"
+        yield Problem(("rollout", "max_latency_ratio"), text, "write 1 or more; 0 switches it off")
+    if config.worker.command is not None and rollout.inconclusive is not Inconclusive.PROMOTE:
+        text = f'`inconclusive` in [rollout]: "{rollout.inconclusive}" needs `app` in [worker]'
+        hint = "nobody counts the answers of a `command`: write a smoke test as hooks/after_canary instead"
+        yield Problem(("rollout", "inconclusive"), text, hint)
 
 
 def _rlimits() -> dict[str, int]:
