@@ -77,6 +77,8 @@ def summarise(view: RolloutView, out: Output, app: str, headline: str) -> None:
         "serves now": fields.get("serving") or "nothing",
         "took": format_duration(fields["seconds"]) if fields.get("seconds") is not None else "?",
     }
+    if view.judged:
+        rows["canary"] = clean(f"{view.judged.get('verdict')}: {view.judged.get('text')}")
     text = [f"### {'✅' if good else '❌'} {view.kind} of {_html(app)}: {_html(headline)}", "", "| | |", "|---|---|"]
     text += [f"| {key} | {_html(value)} |" for key, value in rows.items()]
     text += [f"\n⚠️ {_html(clean(warning))}" for warning in view.warnings]

@@ -152,6 +152,22 @@ def _failed(data: Fields, glyphs: Glyphs) -> str:
     return f"failed: {data.get('what')}{cause}"
 
 
+def _judged(data: Fields, glyphs: Glyphs) -> str:
+    return f"canary, by numbers: {data.get('verdict')}: {judgement(data)}"
+
+
+def _soak_extended(data: Fields, glyphs: Glyphs) -> str:
+    return f"soak: goes on for {seconds(data)}: {data.get('text')}"
+
+
+def judgement(data: Fields) -> str:
+    """What was said of the canary; a good or bad one is named."""
+    text = str(data.get("text"))
+    return (
+        text if data.get("verdict") == "inconclusive" else f"worker {data.get('slot')} of {data.get('release')} {text}"
+    )
+
+
 def _hook_started(data: Fields, glyphs: Glyphs) -> str:
     return f"{data.get('stage')}: {data.get('hook')} started (pid {data.get('pid')})"
 
@@ -186,6 +202,8 @@ _LINES: dict[str, Callable[[Fields, Glyphs], str]] = {
     "release.staged": _staged,
     "preflight.passed": _preflight_passed,
     "soak.started": lambda data, _: f"soak: the canary has to live {seconds(data)}",
+    "soak.extended": _soak_extended,
+    "canary.judged": _judged,
     "worker.starting": _worker("starting"),
     "worker.ready": _worker("ready"),
     "worker.draining": _worker("draining"),

@@ -114,6 +114,8 @@ def _success(view: RolloutView, fields: dict[str, Any], out: Output, app: str, d
     spent = fields.get("seconds")
     took = f" in {format_duration(spent)}" if spent is not None else ""
     out.result(clean(f"{done or words.get(view.kind, view.kind)}{took}."))
+    if view.judged and view.judged.get("verdict") == "inconclusive":
+        out.result(clean(f"Its canary was not judged by numbers: {view.judged.get('text')}."))
     out.result("      ".join(_next_commands(view)))
 
 

@@ -71,6 +71,7 @@ class RolloutView:
     hooks: dict[str, StepView] = field(default_factory=dict)  # by stage, in the order in which they ran
     failure: dict[str, Any] | None = None  # fields of rollout.failed
     failed_pid: int | None = None
+    judged: dict[str, Any] | None = None  # fields of canary.judged
     finished: dict[str, Any] | None = None  # fields of rollout.finished
     drains: dict[int, DrainView] = field(default_factory=dict)  # by pid, the workers that are not through
     queued: str | None = None  # while it waits its turn: its place, for people
@@ -186,6 +187,15 @@ def _soak_started(view: RolloutView, data: dict[str, Any], ts: float) -> None:
     step = view.steps["soak"]
     step.state, step.since = "running", step.since or ts
     step.text = f"{data.get('seconds', 0):g}s"
+
+
+def _soak_extended(view: RolloutView, data: dict[str, Any], ts: float) -> None:
+    view.steps["soak"].text = f"goes on: {data.get('text')}"
+
+
+def _judged(view: RolloutView, data: dict[str, Any], ts: float) -> None:
+    view.judged = data
+    view.steps["soak"].text = data.get("text") or ""
 
 
 def _worker_starting(view: RolloutView, data: dict[str, Any], ts: float) -> None:
@@ -314,6 +324,8 @@ _HANDLERS: dict[str, Callable[[RolloutView, dict[str, Any], float], None]] = {
     "release.staged": _staged,
     "preflight.passed": _preflight_passed,
     "soak.started": _soak_started,
+    "soak.extended": _soak_extended,
+    "canary.judged": _judged,
     "worker.starting": _worker_starting,
     "worker.ready": _worker_ready,
     "worker.draining": _worker_draining,

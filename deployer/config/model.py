@@ -32,6 +32,14 @@ class OnFailure(StrEnum):
     HOLD = "hold"
 
 
+class Inconclusive(StrEnum):
+    """What a soak leads to in which too few visitors came to judge the canary by numbers."""
+
+    PROMOTE = "promote"
+    EXTEND = "extend"
+    REVERT = "revert"
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of deployer.toml; unknown keys are errors."""
 
@@ -138,6 +146,11 @@ class Rollout(Section, frozen=True, kw_only=True):
     standby: Duration = "0s"  # how long the template of the release before stays, for a rollback at once
     on_failure: OnFailure = OnFailure.REVERT
     deadline: Duration = "30m"
+    # The canary of an `app`, by what it answers to visitors in its soak (deployer.rollout.numbers):
+    max_error_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02  # of 5xx, beyond that of the old workers
+    max_latency_ratio: Annotated[float, msgspec.Meta(ge=0)] = 3.0  # of the old workers' p95, then it is slow; 0: never
+    min_samples: Annotated[int, msgspec.Meta(ge=1)] = 20  # answers, of the canary and of the old workers
+    inconclusive: Inconclusive = Inconclusive.PROMOTE  # where there are fewer
 
 
 class Config(Section, frozen=True, kw_only=True):

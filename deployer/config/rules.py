@@ -6,6 +6,7 @@ touches the disk.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import resource
@@ -17,7 +18,7 @@ import msgspec
 
 from deployer.config.command import is_listen_name, placeholders, split
 from deployer.config.explain import did_you_mean
-from deployer.config.model import Config, Duration, Listen, Ready, Section, Size
+from deployer.config.model import Config, Duration, Inconclusive, Listen, Ready, Section, Size
 from deployer.config.problem import Problem
 from deployer.config.source import source_problems
 from deployer.paths import Layout
@@ -99,6 +100,7 @@ def release_problems(config: Config) -> Iterator[Problem]:
     yield from _health_path(config)
     yield from _warmup(config)
     yield from _preload(config)
+    yield from _numbers(config)
     yield from _hooks(config)
     yield from _build(config)
     yield from _shared(config)
@@ -372,6 +374,21 @@ def _preload(config: Config) -> Iterator[Problem]:
     if _seconds(config.rollout.standby) and not worker.preload:
         text = "`standby` in [rollout] keeps a template, and there is none without `preload` in [worker]"
         yield Problem(("rollout", "standby"), text, "add preload = true to [worker], or remove `standby`")
+
+
+def _numbers(config: Config) -> Iterator[Problem]:
+    """Of the canary, by what it answers to visitors."""
+    rollout, ratio = config.rollout, config.rollout.max_latency_ratio
+    if math.isinf(ratio):
+        text = "`max_latency_ratio` in [rollout]: inf is not a number to compare with"
+        yield Problem(("rollout", "max_latency_ratio"), text, "write 0 to switch it off")
+    if 0 < ratio < 1:
+        text = f"`max_latency_ratio` in [rollout]: {ratio:g} would halt a release that is as quick as the one before"
+        yield Problem(("rollout", "max_latency_ratio"), text, "write 1 or more; 0 switches it off")
+    if config.worker.command is not None and rollout.inconclusive is not Inconclusive.PROMOTE:
+        text = f'`inconclusive` in [rollout]: "{rollout.inconclusive}" needs `app` in [worker]'
+        hint = "nobody counts the answers of a `command`: write a smoke test as hooks/after_canary instead"
+        yield Problem(("rollout", "inconclusive"), text, hint)
 
 
 def _rlimits() -> dict[str, int]:

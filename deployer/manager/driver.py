@@ -13,9 +13,10 @@ import structlog
 
 from deployer.clock import uptime
 from deployer.manager.hooks import Hooks
+from deployer.manager.soak import newest
 from deployer.manager.supervisor import Supervisor
 from deployer.manager.templates import Templates
-from deployer.manager.work import CleanUp, Job, Work, newest, nothing_to_clean_up
+from deployer.manager.work import CleanUp, Job, Work, nothing_to_clean_up
 from deployer.osutil.tasks import watched
 from deployer.paths import Layout
 from deployer.releases.catalog import Catalog
@@ -301,7 +302,7 @@ class Driver:
         if rollout.phase is Phase.FAILED:
             self._catalog.end(self._work.request(rollout).name, "failed", reason)
         elif rollout.phase is Phase.REVERTED and rollout.release is not None:
-            undecided = reason in ("aborted", "superseded", "deadline")
+            undecided = reason in ("aborted", "superseded", "deadline", "inconclusive")
             self._catalog.end(rollout.release, "reverted" if undecided else "bad", reason)
 
     def _finish_row(self, rollout: Rollout) -> None:

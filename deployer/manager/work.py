@@ -12,8 +12,9 @@ import msgspec
 import structlog
 
 from deployer.errors import DiskError
-from deployer.manager import preflight, verdict
+from deployer.manager import preflight
 from deployer.manager.hooks import Hooks, Place, Stage
+from deployer.manager.soak import Soak
 from deployer.manager.staging import stage
 from deployer.manager.templates import Templates
 from deployer.paths import Layout
@@ -39,14 +40,9 @@ from deployer.state.store import Store
 from deployer.units import parse_duration
 from deployer.wire.schema import Problem
 from deployer.workers.pool import Pool
-from deployer.workers.readiness import health_of, waits_for_visitors
-from deployer.workers.worker import Listener, State, Worker
+from deployer.workers.worker import Listener
 
-SOAK_CHECKS = 4  # health checks of the canary during its soak
-MEET_S = 1.0  # how long a check tries to meet a canary that no preflight has proven
-MEET_LIMIT_S = 10.0  # how much longer than its soak such a canary is looked for
 PROMOTE_RETRY_S = 1.0
-LOOK_S = 0.05
 HOOKED = (Kind.DEPLOY, Kind.ROLLBACK)
 """Kinds that change what is live; the others run no hooks and leave nothing to clean up."""
 
@@ -173,36 +169,12 @@ class Work:
         seconds = parse_duration(release.config.rollout.soak)
         if rollout.kind is Kind.DEPLOY and seconds > 0:  # what a rollback goes to was proven when it was live
             self._store.emit("soak.started", seconds=seconds)
-            failed = await self._watch(rollout, release, seconds)
-            if failed is not None:
-                return failed
+            failure = await Soak(self._store, self._pool, rollout, release).watch()
+            if failure is not None:
+                return NewFailed(slot=min(rollout.slots), failure=failure)
         if failures := await self._hooks.run(Stage.AFTER_CANARY, rollout, Place.of(release)):
             return NewFailed(slot=min(rollout.slots), failure=failures[0])
         return SoakPassed()
-
-    async def _watch(self, rollout: Rollout, release: Release, seconds: float) -> NewFailed | None:
-        """Ask the canary how it is, until it has soaked or is found bad."""
-        slot = min(rollout.slots)
-        end, bad, met = time.monotonic() + seconds, 0, rollout.policy.preflight  # which has proven that it serves
-        while True:
-            canary = newest(self._pool, slot, rollout.target)
-            if canary is None:  # the supervisor is about to see that, and ends this work
-                await asyncio.sleep(LOOK_S)
-                continue
-            patience = 0.0 if met and not bad else MEET_S
-            probed = canary.listeners and canary.state is State.READY
-            answer = await health_of(canary, patience) if probed else None
-            if answer is not None:  # else others answered each time, which says nothing
-                met, bad = True, 0 if answer.status == release.config.health.expect else bad + 1
-            if answer and bad >= min(release.config.health.unhealthy_after, SOAK_CHECKS):
-                return NewFailed(slot=slot, failure=verdict.failure_of_health(canary, answer))
-            left = end - time.monotonic()
-            if left <= 0 and not bad:
-                if canary.listeners and not met and not waits_for_visitors(canary):
-                    return NewFailed(slot=slot, failure=verdict.failure_of_silence(canary, seconds))
-                if met or not probed or release.config.health.http is None or left < -MEET_LIMIT_S:
-                    return None
-            await asyncio.sleep(min(max(left, 0.05), seconds / SOAK_CHECKS))
 
     # Going live
 
@@ -247,12 +219,6 @@ class Work:
 
     def _name(self, rollout: Rollout) -> str:
         return rollout.release or self.request(rollout).name
-
-
-def newest(pool: Pool, slot: int, generation: int | None) -> Worker | None:
-    """The youngest worker of a generation in a slot."""
-    found = (w for w in pool.workers.values() if w.slot == slot and w.generation == generation)
-    return max(found, key=lambda worker: worker.id, default=None)
 
 
 def told(failure: Failure) -> str:

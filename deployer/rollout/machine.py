@@ -282,7 +282,7 @@ def _held_new_failed(rollout: Rollout, fact: NewFailed) -> Rollout:
     return _put(rollout, {fact.slot: back.get(step, step)})
 
 
-KEEPS_WORKER = frozenset({"health", "error_ratio", "hook", "hung", "never_ready"})
+KEEPS_WORKER = frozenset({"health", "error_ratio", "latency", "inconclusive", "hook", "hung", "never_ready"})
 """Failures after which the worker is still there."""
 
 

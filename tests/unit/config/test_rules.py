@@ -154,6 +154,57 @@ def test_every_duration_is_checked(tmp_path: Path, section: str, key: str, value
     assert f": `{key}` in [{section}]: " in what
 
 
+@pytest.mark.parametrize(
+    ("line", "what", "hint"),
+    [
+        (
+            "max_error_ratio = 2",
+            "`max_error_ratio` in [rollout]: expected a number from 0 to 1, got the number 2",
+            None,
+        ),
+        (
+            "max_error_ratio = nan",
+            "`max_error_ratio` in [rollout]: expected a number from 0 to 1, got the number nan",
+            None,
+        ),
+        (
+            "max_latency_ratio = '3'",
+            '`max_latency_ratio` in [rollout]: expected a number of at least 0, got the text "3"',
+            None,
+        ),
+        (
+            "max_latency_ratio = inf",
+            "`max_latency_ratio` in [rollout]: inf is not a number to compare with",
+            "write 0 to switch it off",
+        ),
+        (
+            "max_latency_ratio = 0.5",
+            "`max_latency_ratio` in [rollout]: 0.5 would halt a release that is as quick as the one before",
+            "write 1 or more; 0 switches it off",
+        ),
+        (
+            "min_samples = 0",
+            "`min_samples` in [rollout]: expected a whole number of at least 1, got the number 0",
+            None,
+        ),
+        (
+            "inconclusive = 'extend'",
+            '`inconclusive` in [rollout]: "extend" needs `app` in [worker]',
+            "nobody counts the answers of a `command`: write a smoke test as hooks/after_canary instead",
+        ),
+    ],
+)
+def test_how_a_canary_is_judged_is_checked(tmp_path: Path, line: str, what: str, hint: str | None) -> None:
+    text = f"name = 'a'\n[worker]\ncommand = 'serve'\n[rollout]\n{line}\n{LISTEN}"
+    assert refusal(tmp_path, text) == (f"5: {what}", hint)
+
+
+def test_every_way_to_judge_a_canary_is_accepted(tmp_path: Path) -> None:
+    for inconclusive in ("promote", "extend", "revert"):
+        lines = f"max_error_ratio = 0\nmax_latency_ratio = 0\nmin_samples = 1\ninconclusive = '{inconclusive}'\n"
+        assert accepts(tmp_path, f"name = 'a'\n[worker]\napp = 'shop:app'\n[rollout]\n{lines}{LISTEN}")
+
+
 def test_what_is_allowed_is_accepted(tmp_path: Path) -> None:
     text = worker("command = 'serve {fd} {fd:web} {worker} {release} {{x}} \"${{{fd}}}\"'")
     text = text.replace("[[listen]]", '[[listen]]\nname = "web"')
