@@ -142,12 +142,14 @@ def test_requests_at_the_very_moment_of_the_drain(serve: Serve, engine: dict[str
     with ThreadPoolExecutor(len(clients)) as pool:
         for process in workers.processes[:3]:
             moment = time.monotonic() + 0.2
+            asking = []
             for number in range(len(clients)):
                 kind = chance.choice(("idle", "idle", "pipelining", "fresh"))
-                pool.submit(ask, number, moment + chance.uniform(-0.03, 0.03), kind)
+                asking.append(pool.submit(ask, number, moment + chance.uniform(-0.03, 0.03), kind))
             time.sleep(max(0.0, moment - time.monotonic()))
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.2)  # everybody has asked
+            for one in asking:
+                one.result()
     for client in clients:
         client.sock.close()
     assert not lost, lost
