@@ -1,7 +1,8 @@
 """A small web shop's front page, on Starlette (which deployer already installs for its own API).
 
 It shows which release, slot and process answered, so that a rollout can be watched from the outside:
-in the page, and on every answer as the headers X-Release, X-Worker and X-Pid.
+in the page, and on every answer as the headers X-Release, X-Worker and X-Pid. The visits that a visitor made are
+counted in a session (sessions.py), which no rollout may lose.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from html import escape
 
+import sessions
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
@@ -20,13 +22,16 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starsessions import load_session
+
+from deployer import runtime
 
 HEADLINE = "Hello from the first release"
 SLOW_LIMIT_S = 30.0
 TICK_S = 1.0
 
-RELEASE = os.environ.get("DEPLOYER_RELEASE", "none")
-WORKER = os.environ.get("DEPLOYER_WORKER", "none")
+RELEASE = runtime.release() or "none"
+WORKER = "none" if runtime.slot() is None else str(runtime.slot())
 PID = str(os.getpid())
 
 PAGE = f"""<!doctype html>
@@ -39,9 +44,13 @@ PAGE = f"""<!doctype html>
   <dt>release</dt><dd>{escape(RELEASE)}</dd>
   <dt>slot</dt><dd>{escape(WORKER)}</dd>
   <dt>pid</dt><dd>{PID}</dd>
+  <dt>your visits</dt><dd id="visits">not counted yet</dd>
   <dt>events</dt><dd id="events">none yet</dd>
 </dl>
 <script>
+  fetch("/visits").then((answer) => answer.json()).then((answer) => {{
+    document.getElementById("visits").textContent = answer.visits
+  }})
   new EventSource("/events").onmessage = (event) => {{ document.getElementById("events").textContent = event.data }}
 </script>
 </html>
@@ -54,6 +63,14 @@ async def home(request: Request) -> Response:
 
 async def healthz(request: Request) -> Response:
     return PlainTextResponse("ok\n")
+
+
+async def visits(request: Request) -> Response:
+    """How often this visitor came. The session is stored before the answer leaves: what was shown is not forgotten."""
+    await load_session(request)
+    count = request.session.get("visits", 0) + 1
+    request.session["visits"] = count
+    return JSONResponse({"visits": count, "release": RELEASE, "slot": WORKER})
 
 
 async def slow(request: Request) -> Response:
@@ -108,10 +125,13 @@ app = Starlette(
     routes=[
         Route("/", home),
         Route("/healthz", healthz),
+        Route("/visits", visits, middleware=[sessions.middleware()]),
         Route("/slow", slow),
         Route("/events", events),
         Route("/echo", echo, methods=["POST"]),
     ],
     middleware=[Middleware(WhoAnswered)],
+    lifespan=sessions.lifespan,
 )
-app.state.draining = asyncio.Event()  # serve.py sets it when the worker is told to stop
+app.state.draining = asyncio.Event()
+runtime.on_drain(app.state.draining.set)  # where deployer serves the app; serve.py sets it itself

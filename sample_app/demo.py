@@ -2,8 +2,9 @@
 
 Makes a scratch git repository of this directory, starts a cluster from it on a free loopback port, sends real
 load from a process of its own (tests/load.py), and then: deploys v2, deploys a v3 that crashes at import
-(must halt with exit code 3 while v2 serves on), and rolls back to v1. Prints what each step cost the
-visitors. Exits with 0 only if no request was lost and every step ended as it should; leaves nothing running.
+(must halt with exit code 3 while v2 serves on), and rolls back to v1. One visitor with a session looks on
+(tests/visitor.py): the count of his visits must never go back. Prints what each step cost the visitors. Exits
+with 0 only if no request was lost and every step ended as it should; leaves nothing running.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from tests.load import LoadProcess, LoadReport
+from tests.visitor import Visitor
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
@@ -59,10 +61,11 @@ class Demo:
         self.repository = scratch / "shop"
         self.host = scratch / "host"
         self.scratch = scratch
+        self.visitor: Visitor | None = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        # `python` of the app's command is the one deployer was installed with: it has Starlette and uvicorn.
+        # The app runs on the Python that deployer was installed with: it has what the app imports.
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("DEPLOYER_")}
         self.environment = inherited | {"PATH": f"{BIN}:{os.environ.get('PATH', '/usr/bin:/bin')}"}
 
@@ -152,6 +155,10 @@ class Demo:
             wrong.append(f"{seen} serves, not {serves} with {headline!r}")
         if shows not in output:
             wrong.append(f"the output does not show {shows!r}")
+        if self.visitor is not None:
+            if not self.visitor.until_served_by(serves):
+                wrong.append(f"{serves} never served the visitor")
+            wrong += self.visitor.complaints()
         return Row(name, seconds, seen, code, "; ".join(wrong))
 
     def run(self) -> tuple[list[Row], LoadReport | None]:
@@ -165,7 +172,7 @@ class Demo:
 
     def under_load(self) -> tuple[list[Row], LoadReport]:
         """The steps that visitors must not notice."""
-        with LoadProcess(self.address, keepalive=16, fresh=4, slow=4) as load:
+        with LoadProcess(self.address, keepalive=16, fresh=4, slow=4) as load, Visitor(self.address) as self.visitor:
             rows = [self.steady(load)]
 
             load.mark("deploy v2")
@@ -241,7 +248,7 @@ def with_load(row: Row, report: LoadReport) -> Row:
     return replace(row, requests=tally.requests, lost=tally.lost, wrong="; ".join(wrong))
 
 
-def print_table(rows: list[Row], report: LoadReport | None) -> None:
+def print_table(rows: list[Row], report: LoadReport | None, visitor: Visitor | None) -> None:
     print(f"\n{'step':<14}{'requests':>9}{'lost':>6}{'seconds':>9}  {'serves':<8}{'exit':>4}  as it should")
     for row in rows:
         code = "-" if row.exit_code is None else row.exit_code
@@ -251,6 +258,8 @@ def print_table(rows: list[Row], report: LoadReport | None) -> None:
         )
     if report is not None:
         print(f"\n{report}")
+    if visitor is not None:
+        print(f"one session, through {' -> '.join(visitor.releases)}: {visitor.count} visits counted")
 
 
 def interrupted(*_: object) -> None:
@@ -275,7 +284,7 @@ def main() -> int:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)  # an impatient second Ctrl-C must not leave workers behind
             clean = demo.clean_up()
-    print_table(rows, report)
+    print_table(rows, report, demo.visitor)
     good = len(rows) == STEPS and clean and not any(row.wrong for row in rows)
     print(f"\n{'All as it should be' if good else 'FAILED'}, in {time.monotonic() - began:.0f} s.")
     return 0 if good else 1

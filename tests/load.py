@@ -197,7 +197,7 @@ def _body(data: bytes | bytearray, start: int, status: int, headers: dict[str, s
     """The body and where it ends in `data`, or None while more must come."""
     if "chunked" in headers.get("transfer-encoding", "").lower():
         return _chunks(data, start)
-    if status in (204, 304):
+    if status in (204, 304) or status < 200:
         return b"", start
     if "content-length" not in headers:
         raise BrokenAnswerError("neither Content-Length nor chunked: nobody can tell whether it is whole")

@@ -16,6 +16,7 @@ from typing import Any
 from .counting import ENDLESS
 
 LAST_WORDS_S = 2.0  # how long the client may take to close after we did
+UNREAD, UNSENT = termios.FIONREAD, termios.TIOCOUTQ  # SIOCINQ and SIOCOUTQ of tcp(7) and unix(7)
 
 
 def http_class(base: Any, on_closed: Callable[[], None]) -> Any:
@@ -91,25 +92,37 @@ def is_busy(connection: Any) -> bool:
     return any(True for _ in open_cycles(connection))
 
 
+def shakes_hands(websocket: Any) -> bool:
+    """It is not known yet whether the application wants it: a goodbye now would be an error, 500, for an answer."""
+    completed = getattr(websocket, "handshake_completed_event", None)  # of websockets' older protocol
+    return not (completed.is_set() if completed is not None else websocket.handshake_complete)
+
+
 def is_idle(connection: Any) -> bool:
     """No request is being answered on it, none has begun to arrive, and nothing lies in the kernel unread."""
-    return not is_busy(connection) and not has_begun(connection) and not unread(connection.transport)
+    return not is_busy(connection) and not has_begun(connection) and not _in_kernel(connection.transport, UNREAD)
 
 
 def is_flushed(connection: Any) -> bool:
-    """Has the kernel taken all that was answered?"""
+    """Has the kernel taken all that was answered? It delivers that also when we are gone."""
     size: int = connection.transport.get_write_buffer_size()
     return size == 0
 
 
-def unread(transport: Any) -> int:
-    """Bytes that came and were not read (FIONREAD, ioctl_tty(2))."""
+def untaken(connection: Any) -> int:
+    """Bytes of answers that the client's side has not taken yet."""
+    size: int = connection.transport.get_write_buffer_size()
+    return size + _in_kernel(connection.transport, UNSENT)
+
+
+def _in_kernel(transport: Any, queue: int) -> int:
+    """Bytes that lie there."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.fileno() < 0:
         return 0
     count = array.array("i", [0])
     try:
-        fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
+        fcntl.ioctl(sock.fileno(), queue, count)
     except OSError:
         return 0
     return count[0]
@@ -117,6 +130,8 @@ def unread(transport: Any) -> int:
 
 def be_gentle(connection: Any) -> None:
     """From now on the connection is closed by us in the way of GentleTransport."""
+    if isinstance(connection.transport, GentleTransport):
+        return  # a websocket that was made of a gentle connection
     gentle = GentleTransport(connection)
     connection.transport = gentle
     if not is_websocket(connection):
@@ -142,7 +157,7 @@ class GentleTransport:
     """
 
     def __init__(self, connection: Any) -> None:
-        self._connection, self._inner = connection, connection.transport
+        self.connection, self._inner = connection, connection.transport
         self._closing = False
 
     def __getattr__(self, name: str) -> Any:
@@ -152,9 +167,20 @@ class GentleTransport:
         """Are there requests behind this one?"""
         if cycle.more_body:
             return False  # what comes is its own body
-        connection = self._connection
+        connection = self.connection
         behind = any(other is not cycle for other in open_cycles(connection))
-        return behind or has_begun(connection) or unread(self._inner) > 0
+        return behind or has_begun(connection) or _in_kernel(self._inner, UNREAD) > 0
+
+    def set_protocol(self, protocol: Any) -> None:
+        """It becomes a websocket, or was refused as one a moment ago."""
+        self.connection = protocol
+        if not self._closing:
+            self._inner.set_protocol(protocol)
+
+    def write(self, data: bytes) -> None:
+        """After the end what is written goes nowhere, as in asyncio's own close(); after write_eof() it would raise."""
+        if not self._closing:
+            self._inner.write(data)
 
     def is_closing(self) -> bool:
         return self._closing or self._inner.is_closing()
@@ -163,10 +189,10 @@ class GentleTransport:
         if self.is_closing():
             return
         self._closing = True
-        if getattr(self._connection, "half_closed", False) or not self._inner.can_write_eof():
+        if getattr(self.connection, "half_closed", False) or not self._inner.can_write_eof():
             self._inner.close()
             return
-        self._inner.set_protocol(_LastWords(self._connection, self._inner))
+        self._inner.set_protocol(_LastWords(self, self._inner))
         self._inner.resume_reading()
         self._inner.write_eof()
 
@@ -174,8 +200,8 @@ class GentleTransport:
 class _LastWords(asyncio.Protocol):
     """Throws away what comes, until the client closes or its time is over."""
 
-    def __init__(self, connection: Any, transport: Any) -> None:
-        self._connection, self._transport = connection, transport
+    def __init__(self, gentle: GentleTransport, transport: Any) -> None:
+        self._gentle, self._transport = gentle, transport
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(LAST_WORDS_S, self._too_late)
 
@@ -188,7 +214,7 @@ class _LastWords(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
-        self._connection.connection_lost(exc)
+        self._gentle.connection.connection_lost(exc)
 
 
 def has_begun(connection: Any) -> bool:

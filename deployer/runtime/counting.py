@@ -17,6 +17,7 @@ from .scoreboard import FIELD, STATUSES, Record
 
 _EVENT_STREAM = b"text/event-stream"
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_DEAF_S = 0.05  # what a send into an ended stream takes: an application that never looks up must not take the loop
 ENDLESS = "deployer.event_stream"  # in the scope of one
 CLOSE = (b"connection", b"close")
 PROBE = b"deployer-probe"  # a header that the manager's health checks have: they are no visitors
@@ -25,24 +26,33 @@ PROBE = b"deployer-probe"  # a header that the manager's health checks have: the
 class Stream:
     """An answer of server-sent events that is under way."""
 
-    def __init__(self, send: Any, streams: set[Stream]) -> None:
-        self._send = send
-        self.task = asyncio.current_task()
-        assert self.task is not None
-        self.task.add_done_callback(lambda _: streams.discard(self))
+    def __init__(self, send: Any, task: asyncio.Task[Any], streams: set[Stream]) -> None:
+        self._send, self.task = send, task
+        task.add_done_callback(lambda _: streams.discard(self))
         streams.add(self)
-        self.ended = False
+        self.ended_at: float | None = None
         self.between_events = True
         self._ending: asyncio.Task[Any] | None = None
 
     def end(self) -> None:
         """Finish the answer properly; what the application still sends goes nowhere, and it hears `http.disconnect`."""
-        self.ended = True
+        loop = asyncio.get_running_loop()
+        self.ended_at = loop.time()
         last = self._send({"type": "http.response.body", "body": b"", "more_body": False})
-        self._ending = asyncio.get_running_loop().create_task(last)
+        self._ending = loop.create_task(last)
+
+    @property
+    def ended(self) -> bool:
+        return self.ended_at is not None
+
+    @property
+    def transport(self) -> Any:
+        """Of its connection: `send` is a method of uvicorn's cycle."""
+        return self._send.__self__.transport
 
     async def pass_on(self, message: Any) -> None:
         if self.ended:
+            await asyncio.sleep(_DEAF_S)
             return
         body = message.get("body", b"")
         if body:
@@ -110,6 +120,7 @@ class Counting:
 
     def _counter(self, scope: Any, send: Any) -> Any:
         """The `send` that the application gets."""
+        task = asyncio.current_task()  # here, not in `counted`: a WSGI application's answers come from another
         began = perf_counter_ns()
         start: Any = None
         stream: Stream | None = None
@@ -133,7 +144,8 @@ class Counting:
             elif stream is not None:
                 return stream.pass_on(message)
             elif message.get("more_body") and _is_event_stream(start):
-                stream = Stream(send, self.streams)
+                assert task is not None
+                stream = Stream(send, task, self.streams)
                 scope[ENDLESS] = True
                 return stream.pass_on(message)
             return send(message)

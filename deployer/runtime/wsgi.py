@@ -1,17 +1,21 @@
-"""A WSGI application as an ASGI one: a2wsgi with a pool of threads, and the three things it leaves to us."""
+"""A WSGI application as an ASGI one: a2wsgi with a pool of threads, and the things it leaves to us."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import Any
+
+_cycle: ContextVar[Any] = ContextVar("cycle")
+"""uvicorn's state of the request that a thread works on."""
 
 
 def as_asgi(app: Any, threads: int) -> Any:
     """The ASGI application. Its `executor` is the pool."""
     from a2wsgi import WSGIMiddleware
 
-    return _Guarded(WSGIMiddleware(_with_errors_on_stderr(app), workers=threads))
+    return _Guarded(WSGIMiddleware(_server_side(app), workers=threads))
 
 
 class _Guarded:
@@ -25,6 +29,7 @@ class _Guarded:
         so that anyone could forge what a proxy in front has set."""
         if scope["type"] == "http" and any(b"_" in name for name, _ in scope["headers"]):
             scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if b"_" not in name]}
+        _cycle.set(getattr(receive, "__self__", None))
 
         def received() -> Any:
             self.moved += 1
@@ -37,10 +42,24 @@ class _Guarded:
         await self._inner(scope, received, sent)
 
 
-def _with_errors_on_stderr(app: Any) -> Callable[[Any, Any], Iterable[bytes]]:
+def _server_side(app: Any) -> Callable[[Any, Any], Iterable[bytes]]:
+    """`app` with its errors on stderr, and with answers that end when nobody listens any more."""
+
     def call(environ: Any, start_response: Any) -> Iterable[bytes]:
         environ["wsgi.errors"] = sys.stderr
         answer: Iterable[bytes] = app(environ, start_response)
-        return answer
+        cycle = _cycle.get()
+        return answer if cycle is None or isinstance(answer, (list, tuple)) else _while_heard(answer, cycle)
 
     return call
+
+
+def _while_heard(answer: Iterable[bytes], cycle: Any) -> Iterable[bytes]:
+    """a2wsgi goes on when the client has left, or a drain has ended the event stream: a thread lost for ever."""
+    try:
+        for part in answer:
+            yield part
+            if cycle.disconnected or cycle.response_complete:
+                return
+    finally:
+        getattr(answer, "close", lambda: None)()

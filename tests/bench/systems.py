@@ -133,7 +133,8 @@ def sample(directory: Path, behaviour: str = GOOD, *, label: str = "hello", boot
     text = (source / "app.py").read_text().replace("Hello from the first release", label)
     end = "raise RuntimeError('broken on purpose')\n" if behaviour == BROKEN else ""
     (directory / "app.py").write_text(f"{text}\ntime.sleep({boot_s})\n{end}")
-    (directory / "serve.py").write_text((source / "serve.py").read_text())
+    for name in ("serve.py", "sessions.py"):
+        (directory / name).write_text((source / name).read_text())
     return App(directory, f"{sys.executable} serve.py", "notify")
 
 
