@@ -42,7 +42,7 @@ from deployer.wire.schema import (
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-NDJSON = "application/x-ndjson"
+JSON, NDJSON, METRICS = "application/json", "application/x-ndjson", "text/plain; version=0.0.4; charset=utf-8"
 HTTP_STATUS = {Exit.BUSY: 409, Exit.DENIED: 403, Exit.UNAVAILABLE: 503, Exit.BUG: 500, Exit.OK: 409}
 
 log = structlog.get_logger()
@@ -58,7 +58,7 @@ class Endpoint:
     body: type[msgspec.Struct] | None = None
     query: tuple[str, ...] = ()
     status: int = 200
-    stream: bool = False
+    media: str = JSON
 
 
 class Api:
@@ -115,7 +115,7 @@ class Api:
                 self._events,
                 Event,
                 query=("after", "rollout", "follow"),
-                stream=True,
+                media=NDJSON,
             ),
             e(
                 "GET",
@@ -124,8 +124,9 @@ class Api:
                 self._logs,
                 LogLine,
                 query=("lines", "follow", "slot", "release"),
-                stream=True,
+                media=NDJSON,
             ),
+            e("GET", "/metrics", "Numbers, as Prometheus reads them", self._metrics, str, media=METRICS),
         ]
 
     # Questions
@@ -182,6 +183,11 @@ class Api:
             release=request.query_params.get("release"),
         )
         return StreamingResponse(stream, media_type=NDJSON)
+
+    async def _metrics(self, request: Request) -> Response:
+        from deployer.api import metrics  # what it needs is loaded for those who ask: 2 MB
+
+        return Response(metrics.exposition(self._manager), media_type=METRICS)
 
     # Commands
 

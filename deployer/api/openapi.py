@@ -50,13 +50,12 @@ def page(endpoints: list[Endpoint]) -> str:
 
 
 def _operation(endpoint: Endpoint, by_kind: dict[str, Any]) -> dict[str, Any]:
-    media = "application/x-ndjson" if endpoint.stream else "application/json"
     schema = by_kind.get(repr(endpoint.answer), {"type": "object"})
     error = {"type": "object", "properties": {"error": by_kind[repr(Problem)]}}
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
         "responses": {
-            str(endpoint.status): {"description": "done", "content": {media: {"schema": schema}}},
+            str(endpoint.status): {"description": "done", "content": {endpoint.media: {"schema": schema}}},
             "default": {"description": "refused", "content": {"application/json": {"schema": error}}},
         },
     }

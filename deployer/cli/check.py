@@ -7,13 +7,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from deployer.cli.output import clean
 from deployer.cli.session import Session
 from deployer.cli.source import is_remote
 from deployer.config.command import split
 from deployer.config.load import Loaded, load
-from deployer.errors import DeployerError, Exit
+from deployer.errors import DeployerError, Exit, UsageError
 from deployer.paths import Layout
 from deployer.sockets.address import Address, parse
 from deployer.sockets.bind import bind
@@ -34,10 +37,27 @@ class Finding:
     hint: str | None = None
 
 
-def run(session: Session) -> int:
+@dataclass(frozen=True)
+class Import(Finding):
+    """What `--preload` found."""
+
+    interpreter: str | None = None
+    output: tuple[str, ...] = ()  # the application's own traceback
+
+
+def run(
+    session: Session,
+    preload: Annotated[
+        bool, typer.Option("--preload", help="Import the application of [worker] app, as a worker would.")
+    ] = False,
+) -> int:
     """Look whether the configuration and this machine are fit for a deploy."""
     loaded = load(session.file)
+    if preload and loaded.config.worker.app is None:
+        cause = f"{loaded.path.name} has a `command`, which is not ours to import"
+        raise UsageError("--preload imports the application of [worker] app", cause=cause, hint="deployer check")
     findings = list(_findings(session, loaded))
+    findings += [_import(session, loaded)] if preload else []
     bad = [finding for finding in findings if finding.state == "bad"]
     if session.out.style.json:
         session.out.result_json(
@@ -63,6 +83,8 @@ def _print(session: Session, findings: list[Finding]) -> None:
         out.result(f"{sign} {word.ljust(7)} {finding.subject.ljust(8)} {clean(finding.text)}")
         if finding.hint:
             out.result(f"{' ' * 19}hint: {clean(finding.hint)}")
+        for line in finding.output if isinstance(finding, Import) else ():
+            out.result(f"  {out.glyphs.bar} {clean(line)}".rstrip())
 
 
 def _findings(session: Session, loaded: Loaded) -> Iterator[Finding]:
@@ -77,6 +99,18 @@ def _findings(session: Session, loaded: Loaded) -> Iterator[Finding]:
     yield _disk(loaded.root)
     if status is not None:
         yield Finding("ok", "cluster", f"runs, serves {status.release or 'nothing yet'}")
+
+
+def _import(session: Session, loaded: Loaded) -> Import:
+    if loaded.source_dir is None or not loaded.source_dir.is_dir():
+        return Import("warn", "preload", "there is no directory of the source here to import it from")
+    from deployer.cli.preload import preload  # all that a build needs comes with it
+
+    try:
+        found = preload(loaded, session.env)
+    except DeployerError as error:
+        return Import("bad", "preload", error.what, error.hint)
+    return Import("ok" if found.ok else "bad", "preload", found.text, found.hint, found.interpreter, found.output)
 
 
 def _status(session: Session) -> Status | None:

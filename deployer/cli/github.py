@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from deployer.cli.output import Output, clean
+from deployer.cli.traffic import cut_words
 from deployer.errors import DeployerError, Exit
 from deployer.units import format_duration
 
@@ -76,9 +77,13 @@ def summarise(view: RolloutView, out: Output, app: str, headline: str) -> None:
         "serves now": fields.get("serving") or "nothing",
         "took": format_duration(fields["seconds"]) if fields.get("seconds") is not None else "?",
     }
+    if view.judged:
+        rows["canary"] = clean(f"{view.judged.get('verdict')}: {view.judged.get('text')}")
     text = [f"### {'✅' if good else '❌'} {view.kind} of {_html(app)}: {_html(headline)}", "", "| | |", "|---|---|"]
     text += [f"| {key} | {_html(value)} |" for key, value in rows.items()]
     text += [f"\n⚠️ {_html(clean(warning))}" for warning in view.warnings]
+    if view.cut is not None:
+        text.append(f"\n⚠️ {_html(cut_words(view.cut))}")
     if view.tail:
         lines = "\n".join(_html(clean(line)) for line in view.tail)
         text += ["", f"<details><summary>last output</summary><pre>\n{lines}\n</pre></details>"]

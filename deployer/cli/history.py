@@ -10,6 +10,7 @@ import typer
 from deployer.cli.lines import release_change
 from deployer.cli.output import Output, table
 from deployer.cli.session import Session
+from deployer.cli.traffic import cut_words, still_draining
 from deployer.units import format_duration
 from deployer.wire.schema import RolloutInfo
 
@@ -28,6 +29,11 @@ def run(
     rows = [_row(rollout, out) for rollout in rollouts]
     for line in table(head, rows, width=out.width if out.stdout.isatty() else None):
         out.result(line)
+    for rollout in rollouts:
+        if rollout.cut is not None:
+            out.result(f"{rollout.id}: {cut_words(rollout.cut)}")
+        if rollout.draining:
+            out.result(f"{rollout.id}: {still_draining(rollout.draining)}")
     if not rows:
         out.note("no rollout yet: deployer deploy")
     return 0

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from deployer.cli.output import Glyphs, clean
+from deployer.cli.traffic import counted, draining
 from deployer.units import format_duration
-from deployer.wire.schema import Event
+from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT, Event
 
 KIND_WORDS = {
     "deploy": "deploying",
@@ -17,6 +18,7 @@ KIND_WORDS = {
     "scale": "scaling",
 }
 Fields = dict[str, Any]
+_CUT = (("cut_requests", "request"), ("cut_connections", "connection"))
 
 
 def stamp(ts: float, *, millis: bool = True) -> str:
@@ -42,7 +44,9 @@ def describe(event: Event, glyphs: Glyphs) -> str:
 
 def who_slot(data: Fields) -> str:
     slot = data.get("slot")
-    return "preflight" if slot == 0 else f"slot {slot}"
+    if slot == PREFLIGHT_SLOT:
+        return "preflight"
+    return "template" if slot == TEMPLATE_SLOT else f"slot {slot}"
 
 
 def seconds(data: Fields) -> str:
@@ -107,9 +111,28 @@ def _worker(what: str) -> Callable[[Fields, Glyphs], str]:
 def _exited(data: Fields, glyphs: Glyphs) -> str:
     worker = f"{who_slot(data)}: {data.get('release')} pid {data.get('pid')}"
     if data.get("expected", True):
-        return f"{worker} stopped ({data.get('text')}) {seconds(data)}".rstrip()
+        return f"{worker} stopped ({data.get('text')}) {seconds(data)}".rstrip() + _cut(data)
     after = f" after {seconds(data)}" if data.get("seconds") is not None else ""
     return f"{worker} died: {data.get('text')}{after}"
+
+
+def _cut(data: Fields) -> str:
+    parts = [counted(data[key], what) for key, what in _CUT if data.get(key)]
+    return f", cut {' and '.join(parts)}" if parts else ""
+
+
+def _drain(data: Fields, glyphs: Glyphs) -> str:
+    left = draining(data.get("requests", 0), data.get("connections", 0))
+    return f"{who_slot(data)}: {data.get('release')} pid {data.get('pid')} {left}"
+
+
+def _recycled(data: Fields, glyphs: Glyphs) -> str:
+    worker = f"{who_slot(data)}: {data.get('release')} pid {data.get('pid')}"
+    return f"{worker} is replaced ({data.get('reason')}): {data.get('text')}"
+
+
+def _over_limit(data: Fields, glyphs: Glyphs) -> str:
+    return f"{who_slot(data)}: warning: {data.get('release')} pid {data.get('pid')}: {data.get('text')}"
 
 
 def _moved(data: Fields, glyphs: Glyphs) -> str:
@@ -127,6 +150,22 @@ def _moved(data: Fields, glyphs: Glyphs) -> str:
 def _failed(data: Fields, glyphs: Glyphs) -> str:
     cause = f": {data['cause']}" if data.get("cause") else ""
     return f"failed: {data.get('what')}{cause}"
+
+
+def _judged(data: Fields, glyphs: Glyphs) -> str:
+    return f"canary, by numbers: {data.get('verdict')}: {judgement(data)}"
+
+
+def _soak_extended(data: Fields, glyphs: Glyphs) -> str:
+    return f"soak: goes on for {seconds(data)}: {data.get('text')}"
+
+
+def judgement(data: Fields) -> str:
+    """What was said of the canary; a good or bad one is named."""
+    text = str(data.get("text"))
+    return (
+        text if data.get("verdict") == "inconclusive" else f"worker {data.get('slot')} of {data.get('release')} {text}"
+    )
 
 
 def _hook_started(data: Fields, glyphs: Glyphs) -> str:
@@ -163,11 +202,21 @@ _LINES: dict[str, Callable[[Fields, Glyphs], str]] = {
     "release.staged": _staged,
     "preflight.passed": _preflight_passed,
     "soak.started": lambda data, _: f"soak: the canary has to live {seconds(data)}",
+    "soak.extended": _soak_extended,
+    "canary.judged": _judged,
     "worker.starting": _worker("starting"),
     "worker.ready": _worker("ready"),
     "worker.draining": _worker("draining"),
+    "worker.drain": _drain,
     "worker.exited": _exited,
+    "template.starting": _worker("starting"),
+    "template.ready": _worker("ready"),
+    "template.draining": _worker("ending"),
+    "template.exited": _exited,
+    "template.unsafe": lambda data, _: f"template: {data.get('release')} has none: {data.get('what')}",
     "worker.unhealthy": lambda data, _: f"{who_slot(data)}: pid {data.get('pid')} is unhealthy: {data.get('cause')}",
+    "worker.recycled": _recycled,
+    "worker.over_limit": _over_limit,
     "slot.moved": _moved,
     "rollout.failed": _failed,
     "hook.started": _hook_started,

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from deployer.cli.lines import KIND_WORDS, release_change, timestamped
 from deployer.cli.output import Output, clean, shorten
+from deployer.cli.traffic import draining
 from deployer.cli.view import RolloutView, SlotView, StepView
 from deployer.client.follow import flatten
 from deployer.units import format_duration
@@ -95,6 +96,8 @@ class PlainProgress:
         if phase == "staging" and self.out.github:
             self.out.tell("::group::stage the release")
             self._group = True
+        if event.event == "worker.drain" and not self.out.style.verbose:
+            return  # that it began is told, and that it is over
         text = timestamped(event, self.out.glyphs)
         if event.event == "hook.output":
             with self.out.untrusted():
@@ -174,6 +177,7 @@ def render(view: RolloutView, out: Output, app: str, now: float) -> list[str]:
     lines += [_step(steps["preflight"], out, now)] if _shown(steps["preflight"]) else []
     for number, row in enumerate(slots):
         lines.append(_slot(row, view, out, now))
+        lines += _drains(view, row.slot, out)
         if number == 0 and _shown(steps["soak"]):
             lines.append(_step(steps["soak"], out, now))
         if number == 0:
@@ -192,6 +196,15 @@ def _head(view: RolloutView, out: Output, app: str) -> str:
         text += f'  "{clean(view.message or view.subject or "")}"'
     text += f"  {count} slot{'' if count == 1 else 's'}"
     return shorten(clean(text), out.width)
+
+
+def _drains(view: RolloutView, slot: int, out: Output) -> list[str]:
+    """Workers of the slot that are on their way out and not through."""
+    if view.finished is not None:
+        return []  # the last words say how many there are
+    left = {pid: drain for pid, drain in view.drains.items() if drain.slot == slot}
+    sign = _SLOT_SIGNS["draining"]
+    return [_line(sign, "", f"pid {pid} {draining(d.requests, d.connections)}", None, out) for pid, d in left.items()]
 
 
 def _hooks(view: RolloutView, stages: tuple[str, ...], out: Output, now: float) -> list[str]:

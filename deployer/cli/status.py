@@ -7,10 +7,12 @@ import time
 from deployer.cli.lines import KIND_WORDS, release_change
 from deployer.cli.output import Output, clean, shorten, table
 from deployer.cli.session import Session
+from deployer.cli.traffic import COLUMNS, cells, fit, told
 from deployer.units import format_duration, format_size
-from deployer.wire.schema import LastExit, RolloutInfo, Status, WorkerInfo
+from deployer.wire.schema import LastExit, RolloutInfo, Status, TemplateInfo, WorkerInfo
 
 TAIL_LINES = 5
+RECENT_S = 3600.0
 WIDTH = 80
 """The table fits the narrowest terminal people use; a pipe gets every line whole."""
 
@@ -38,16 +40,39 @@ def _print(status: Status, out: Output) -> None:
     for waiting in status.queued:
         text = f"  rollout {waiting.id}: {waiting.kind} waits its turn, place {waiting.place}, by {waiting.who}"
         out.result(clean(text))
-    rows = [_row(worker, out) for worker in sorted(status.workers, key=lambda worker: worker.slot)]
-    head = ("SLOT", "PID", "RELEASE", "STATE", "UP", "RESTARTS", "CPU", "MEM", "LAST EXIT")
-    for line in table(head, rows, width=max(out.width, WIDTH) - 2 if out.stdout.isatty() else None):
-        out.result(f"  {line}")
+    _print_table(status, out)
+    for template in status.templates:
+        out.result(f"  {_template(template)}")
+    _print_traffic(status, out)
+    _print_limits(status, out)
     _print_tails(status, out)
     _print_warnings(status, out)
 
 
+def _print_table(status: Status, out: Output) -> None:
+    workers = sorted(status.workers, key=lambda worker: worker.slot)
+    head: tuple[str, ...] = ("SLOT", "PID", "RELEASE", "STATE", "UP", "RESTARTS", "CPU", "MEM")
+    rows = [_row(worker, out) for worker in workers]
+    if any(worker.traffic for worker in workers):
+        head += COLUMNS
+        rows = [row + cells(worker.traffic, out.glyphs.dash) for row, worker in zip(rows, workers, strict=True)]
+    head += ("LAST EXIT",)
+    rows = [(*row, _last_exit(worker.last_exit) or out.glyphs.dash) for row, worker in zip(rows, workers, strict=True)]
+    width = max(out.width, WIDTH) - 2 if out.stdout.isatty() else None
+    for line in table(*fit(head, rows, width), width=width):
+        out.result(f"  {line}")
+
+
+def _print_traffic(status: Status, out: Output) -> None:
+    """What a draining worker still has to do, what the application said of itself, its last error."""
+    width = out.width if out.stdout.isatty() else None
+    for worker in status.workers:
+        for text in told(worker, time.time()):
+            out.result(shorten(f"  slot {worker.slot}: {clean(text)}", width))
+
+
 def _cluster_line(status: Status, out: Output) -> str:
-    ready = sum(worker.state == "ready" for worker in status.workers)
+    ready = len({worker.slot for worker in status.workers if worker.slot and worker.state in ("ready", "recycling")})
     if status.release is None:
         sign, word, colour = out.glyphs.idle, "nothing deployed", None
     elif ready >= status.count:
@@ -86,8 +111,14 @@ def _row(worker: WorkerInfo, out: Output) -> tuple[str, ...]:
         str(worker.restarts),
         f"{worker.cpu_percent:.{0 if worker.cpu_percent >= 10 else 1}f}%" if running else dash,
         format_size(worker.rss_bytes) if running else dash,
-        _last_exit(worker.last_exit) or dash,
     )
+
+
+def _template(template: TemplateInfo) -> str:
+    text = f"template of {template.release}: pid {template.pid} {template.state}, {format_size(template.rss_bytes)}"
+    if template.standby_left_s is not None:
+        text += f", on standby for {format_duration(template.standby_left_s)} more"
+    return clean(text)
 
 
 def _last_exit(last: LastExit | None) -> str:
@@ -96,6 +127,19 @@ def _last_exit(last: LastExit | None) -> str:
     if last.signal:
         return last.signal
     return f"exit {last.code}" if last.code is not None else last.text
+
+
+def _print_limits(status: Status, out: Output) -> None:
+    """What is wrong with a worker that runs; and who was replaced for such a reason not long ago."""
+    for worker in status.workers:
+        if worker.why is not None:
+            out.result(clean(f"  slot {worker.slot}: pid {worker.pid}: {worker.why}"))
+    for worker in {worker.slot: worker for worker in status.workers}.values():
+        past = worker.recycled
+        ago = 0.0 if past is None else max(0.0, time.time() - past.at)
+        if past is not None and past.pid != worker.pid and (ago < RECENT_S or out.style.verbose):
+            text = f"{past.release} pid {past.pid} replaced ({past.reason}) {format_duration(ago)} ago: {past.text}"
+            out.result(clean(f"  slot {worker.slot}: {text}"))
 
 
 def _print_tails(status: Status, out: Output) -> None:

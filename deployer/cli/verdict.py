@@ -6,9 +6,11 @@ from typing import Any
 
 from deployer.cli import github
 from deployer.cli.output import Output, clean
-from deployer.cli.view import PREFLIGHT_SLOT, RolloutView
+from deployer.cli.traffic import cut_words, still_draining
+from deployer.cli.view import RolloutView
 from deployer.errors import DeployerError, Exit
 from deployer.units import format_duration
+from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT
 
 TAIL_LINES = 20
 """Of the dead worker's last lines: a traceback with its cause, not a whole log."""
@@ -51,6 +53,7 @@ def conclude(view: RolloutView, out: Output, app: str, *, aborting: bool, done: 
     elif not (aborting and exit_code(view, aborting=True) == Exit.OK):
         _failure(view, fields, out, app)
     _warnings(view, out)
+    _drained(view, out)
     if out.github:
         github.summarise(view, out, app, headline(view))
 
@@ -84,7 +87,7 @@ def _finished(view: RolloutView) -> dict[str, Any]:
 
 def _where(view: RolloutView) -> str:
     slot = view.failed_slot
-    if slot == PREFLIGHT_SLOT or (slot is None and view.step == "preflight"):
+    if slot in (PREFLIGHT_SLOT, TEMPLATE_SLOT) or (slot is None and view.step == "preflight"):
         return "at preflight"
     if slot is None:
         return _PHASE_WORDS.get(view.step, "before it began")
@@ -111,6 +114,8 @@ def _success(view: RolloutView, fields: dict[str, Any], out: Output, app: str, d
     spent = fields.get("seconds")
     took = f" in {format_duration(spent)}" if spent is not None else ""
     out.result(clean(f"{done or words.get(view.kind, view.kind)}{took}."))
+    if view.judged and view.judged.get("verdict") == "inconclusive":
+        out.result(clean(f"Its canary was not judged by numbers: {view.judged.get('text')}."))
     out.result("      ".join(_next_commands(view)))
 
 
@@ -148,6 +153,17 @@ def _warnings(view: RolloutView, out: Output) -> None:
             github.warn(out, text)
 
 
+def _drained(view: RolloutView, out: Output) -> None:
+    """What the old workers' ends took from visitors; and how many of them have not come to it yet."""
+    if view.cut is not None:
+        text = cut_words(view.cut)
+        out.tell(f"{out.paint('warning:', 'warn')} {clean(text)}")
+        if out.github:
+            github.warn(out, text)
+    if draining := _finished(view).get("draining"):
+        out.note(still_draining(draining))
+
+
 def _told(view: RolloutView) -> dict[str, Any] | None:
     """A problem from what was told on the way, where the end itself does not repeat it."""
     if view.finished and view.finished.get("exit_code") in (Exit.OK, Exit.LIVE_WITH_WARNINGS):
@@ -164,7 +180,8 @@ def _tail(view: RolloutView, out: Output) -> None:
         out.tail(lines)
         out.tell("")
         return
-    worker = "the preflight worker" if slot == PREFLIGHT_SLOT else f"slot {slot}" if slot else "the worker"
+    names = {PREFLIGHT_SLOT: "the preflight worker", TEMPLATE_SLOT: "the template", None: "the worker"}
+    worker = names.get(slot) or f"slot {slot}"
     pid = f" (pid {view.failed_pid})" if view.failed_pid else ""
     out.tell(f"\n  last output of {worker}{pid}:")
     out.tail(lines)

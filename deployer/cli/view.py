@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from deployer.wire.schema import Event
+import msgspec
 
-PREFLIGHT_SLOT = 0
+from deployer.wire.schema import PREFLIGHT_SLOT, Cut, Event
 
 
 @dataclass
@@ -41,6 +41,15 @@ class StepView:
     seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class DrainView:
+    """What a worker that was told to go still has to do."""
+
+    slot: int
+    requests: int
+    connections: int
+
+
 @dataclass
 class RolloutView:
     """Feed it events with `apply`."""
@@ -62,7 +71,9 @@ class RolloutView:
     hooks: dict[str, StepView] = field(default_factory=dict)  # by stage, in the order in which they ran
     failure: dict[str, Any] | None = None  # fields of rollout.failed
     failed_pid: int | None = None
+    judged: dict[str, Any] | None = None  # fields of canary.judged
     finished: dict[str, Any] | None = None  # fields of rollout.finished
+    drains: dict[int, DrainView] = field(default_factory=dict)  # by pid, the workers that are not through
     queued: str | None = None  # while it waits its turn: its place, for people
 
     @property
@@ -86,6 +97,12 @@ class RolloutView:
             if source and source.get("tail"):
                 return list(source["tail"])
         return []
+
+    @property
+    def cut(self) -> Cut | None:
+        """What the ends of the old workers cut, as far as the end of the rollout knew."""
+        told = (self.finished or {}).get("cut")
+        return None if told is None else msgspec.convert(told, Cut)
 
     def apply(self, event: Event) -> None:
         handle = _HANDLERS.get(event.event)
@@ -172,6 +189,15 @@ def _soak_started(view: RolloutView, data: dict[str, Any], ts: float) -> None:
     step.text = f"{data.get('seconds', 0):g}s"
 
 
+def _soak_extended(view: RolloutView, data: dict[str, Any], ts: float) -> None:
+    view.steps["soak"].text = f"goes on: {data.get('text')}"
+
+
+def _judged(view: RolloutView, data: dict[str, Any], ts: float) -> None:
+    view.judged = data
+    view.steps["soak"].text = data.get("text") or ""
+
+
 def _worker_starting(view: RolloutView, data: dict[str, Any], ts: float) -> None:
     if data.get("slot") == PREFLIGHT_SLOT:
         view.steps["preflight"].text = f"pid {data.get('pid')} starting"
@@ -206,7 +232,12 @@ def _worker_draining(view: RolloutView, data: dict[str, Any], ts: float) -> None
         row.since = ts if row.since is None else row.since
 
 
+def _worker_drain(view: RolloutView, data: dict[str, Any], ts: float) -> None:
+    view.drains[data["pid"]] = DrainView(data["slot"], data.get("requests", 0), data.get("connections", 0))
+
+
 def _worker_exited(view: RolloutView, data: dict[str, Any], ts: float) -> None:
+    view.drains.pop(data.get("pid", 0), None)
     if data.get("expected", True):
         _left(view, view.slots.get(data.get("slot", PREFLIGHT_SLOT)), data, ts)
         return
@@ -293,9 +324,12 @@ _HANDLERS: dict[str, Callable[[RolloutView, dict[str, Any], float], None]] = {
     "release.staged": _staged,
     "preflight.passed": _preflight_passed,
     "soak.started": _soak_started,
+    "soak.extended": _soak_extended,
+    "canary.judged": _judged,
     "worker.starting": _worker_starting,
     "worker.ready": _worker_ready,
     "worker.draining": _worker_draining,
+    "worker.drain": _worker_drain,
     "worker.exited": _worker_exited,
     "slot.moved": _slot_moved,
     "hook.started": _hook_started,

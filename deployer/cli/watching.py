@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from time import monotonic
 
+import msgspec
+
 from deployer.cli import turns
 from deployer.cli.interrupt import Interrupted
 from deployer.cli.progress import Progress, progress_for
@@ -53,6 +55,8 @@ def watch(
             for event in _events(session, info, after, progress, deadline):
                 view.apply(event)
                 progress.show(event)
+        if info.outcome is not None and view.finished is not None:  # what became of its old workers since then
+            view.finished |= {"cut": info.cut and msgspec.to_builtins(info.cut), "draining": info.draining}
     except Interrupted as interrupted:
         left = mine and view.queued is not None and turns.leave(session, info.id)
         out.tell(turns.LEFT if left else GOES_ON)

@@ -23,6 +23,7 @@ _PORT = re.compile(r"\$\{?PORT\b")
 _SHELL = re.compile(r"[|&;<>$`*?()\n]")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _SETTINGS = re.compile(r"DJANGO_SETTINGS_MODULE\W+[\"']([\w.]+)[\"']")
+_ASGI_SETTING = re.compile(r"^ASGI_APPLICATION\s*=", re.MULTILINE)
 _SERVER_NOTE = "must be on the PATH of `deployer up`; or write its path, e.g. /srv/shop/.venv/bin/"
 _DJANGO = ("Django", "ProtocolTypeRouter")
 _ANY_NOTES = (
@@ -143,15 +144,22 @@ def _django(directory: Path) -> Detected | None:
     apps = [app for app in find_python_apps(directory) if app.framework in _DJANGO]
     settings = _SETTINGS.search(manage)
     package = settings[1].partition(".")[0] if settings else ""
-    # A project made by startproject has both modules; only one that uses channels needs ASGI.
-    apps.sort(key=lambda app: (app.module.partition(".")[0] != package, _django_rank(app)))
+    wants_asgi = _wants_asgi(directory, settings[1]) if settings else False
+    # A project made by startproject has both modules; only one that uses channels needs ASGI, or one that says so.
+    apps.sort(key=lambda app: (app.module.partition(".")[0] != package, _django_rank(app, wants_asgi)))
     if not apps:
         return None
     return _served(directory, apps[0], f"A Django project, served by {apps[0].target} ({apps[0].file})")
 
 
-def _django_rank(app: PythonApp) -> int:
-    return 0 if app.framework == "ProtocolTypeRouter" else 1 if app.kind == "wsgi" else 2
+def _django_rank(app: PythonApp, wants_asgi: bool) -> int:
+    return 0 if app.framework == "ProtocolTypeRouter" else 1 if (app.kind == "asgi") is wants_asgi else 2
+
+
+def _wants_asgi(directory: Path, settings: str) -> bool:
+    """startproject writes WSGI_APPLICATION alone; who serves by ASGI adds the other."""
+    file = directory / (settings.replace(".", "/") + ".py")
+    return _ASGI_SETTING.search(read_source(file)) is not None
 
 
 def _python(directory: Path) -> Detected | None:

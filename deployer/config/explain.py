@@ -160,7 +160,7 @@ def _expected(kind: Any, path: Path) -> str:
         return "[[listen]] tables" if path == ("listen",) else "an array of texts"
     if origin is dict:
         return "a table of names and " + ("texts" if arguments[1] is str else "whole numbers")
-    return {str: "a text in quotes", int: "a whole number", bool: "true or false"}[kind]
+    return {str: "a text in quotes", int: "a whole number", float: "a number", bool: "true or false"}[kind]
 
 
 def _range(metas: tuple[Any, ...]) -> str:

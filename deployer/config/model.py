@@ -15,6 +15,9 @@ Duration = Annotated[str, msgspec.Meta(description='a duration: "250ms", "3s", "
 Size = Annotated[str, msgspec.Meta(description='a size: "512M", "2G"')]
 
 
+WATCHDOG = "60s"
+
+
 class Ready(StrEnum):
     """How a worker shows that it serves."""
 
@@ -29,6 +32,14 @@ class OnFailure(StrEnum):
     HOLD = "hold"
 
 
+class Inconclusive(StrEnum):
+    """What a soak leads to in which too few visitors came to judge the canary by numbers."""
+
+    PROMOTE = "promote"
+    EXTEND = "extend"
+    REVERT = "revert"
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of deployer.toml; unknown keys are errors."""
 
@@ -39,6 +50,8 @@ class Worker(Section, frozen=True, kw_only=True):
     command: str | None = None  # any program; {fd}, {fd:NAME}, {worker}, {release} are filled in
     app: str | None = None  # "module:object" or "module:factory()": WSGI or ASGI, served by deployer's own runtime
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8  # of a WSGI `app`
+    preload: bool = False  # import an `app` once, in a template, and fork the workers from it
+    post_fork: str | None = None  # "module:function", called in each worker of an `app` before it serves
     count: Annotated[int, msgspec.Meta(ge=1, le=512)] | Literal["auto"] = "auto"
     env: dict[str, str] = {}
     env_file: list[str] = []
@@ -49,6 +62,9 @@ class Worker(Section, frozen=True, kw_only=True):
     ready_delay: Duration = "1s"
     drain_timeout: Duration = "30s"
     stop_signal: str = "SIGTERM"
+    memory_limit: Size | None = None  # of a worker with its children; more, and it is replaced, start-first
+    max_age: Duration | None = None  # no worker serves longer; by slot some are replaced up to a tenth earlier
+    watchdog: Duration | None = None  # "60s" of an `app`: stuck for longer, it is replaced; "0s" is off
     umask: str | None = None
     nice: Annotated[int, msgspec.Meta(ge=-20, le=19)] | None = None
     rlimits: dict[str, int] = {}
@@ -57,6 +73,11 @@ class Worker(Section, frozen=True, kw_only=True):
     def readiness(self) -> Ready:
         """`ready`, or what it is when nothing is said."""
         return self.ready or (Ready.NOTIFY if self.app is not None else Ready.LISTEN)
+
+    @property
+    def patience(self) -> Duration:
+        """`watchdog`, or what it is when nothing is said. A `command` has no heartbeat that could be watched."""
+        return (self.watchdog or WATCHDOG) if self.app is not None else "0s"
 
 
 class Listen(Section, frozen=True, kw_only=True):
@@ -121,8 +142,15 @@ class Rollout(Section, frozen=True, kw_only=True):
     preflight: bool = True
     soak: Duration = "3s"
     batch: Annotated[int, msgspec.Meta(ge=1)] = 1
+    warmup: list[str] = []  # paths that the preflight asks for, after the health check
+    standby: Duration = "0s"  # how long the template of the release before stays, for a rollback at once
     on_failure: OnFailure = OnFailure.REVERT
     deadline: Duration = "30m"
+    # The canary of an `app`, by what it answers to visitors in its soak (deployer.rollout.numbers):
+    max_error_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02  # of 5xx, beyond that of the old workers
+    max_latency_ratio: Annotated[float, msgspec.Meta(ge=0)] = 3.0  # of the old workers' p95, then it is slow; 0: never
+    min_samples: Annotated[int, msgspec.Meta(ge=1)] = 20  # answers, of the canary and of the old workers
+    inconclusive: Inconclusive = Inconclusive.PROMOTE  # where there are fewer
 
 
 class Config(Section, frozen=True, kw_only=True):

@@ -165,6 +165,11 @@ def _read_statement(statement: ast.stmt, module: _Module, package: list[str]) ->
         module.names |= _imported(statement, package)
     elif isinstance(statement, _Function):
         _read_function(statement, module, package)
+    elif isinstance(statement, ast.ClassDef):
+        bases = (_dotted(base, module.names) for base in statement.bases)
+        framework = next((base for base in bases if _constructor(base)), None)
+        if framework is not None:
+            module.names[statement.name] = framework  # calling it makes an application of that kind
     elif isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Call):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         callee = _dotted(statement.value.func, module.names)

@@ -6,6 +6,7 @@ touches the disk.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import resource
@@ -17,7 +18,7 @@ import msgspec
 
 from deployer.config.command import is_listen_name, placeholders, split
 from deployer.config.explain import did_you_mean
-from deployer.config.model import Config, Duration, Listen, Ready, Section, Size
+from deployer.config.model import Config, Duration, Inconclusive, Listen, Ready, Section, Size
 from deployer.config.problem import Problem
 from deployer.config.source import source_problems
 from deployer.paths import Layout
@@ -27,13 +28,22 @@ from deployer.units import parse_duration, parse_size
 DURATION_MAX_S = 366 * 86400
 """Longer is a slip, and far longer overflows the clocks that wait for it."""
 
-MAY_BE_ZERO = {("rollout", "soak"), ("worker", "ready_delay"), ("worker", "drain_timeout")}
+MAY_BE_ZERO = {
+    ("rollout", "soak"),
+    ("rollout", "standby"),
+    ("worker", "ready_delay"),
+    ("worker", "drain_timeout"),
+    ("worker", "watchdog"),
+}
 """Durations that make sense as "0s"; a check every 0 s or a limit of 0 s does not."""
 
 FILL_IN_COMMAND = (
     'write what starts your app, e.g. app = "module:object" for a WSGI or ASGI application, '
     'or command = "node server.js"'
 )
+
+WATCHDOG_MIN_S = 2.0
+"""A worker says five times a second that it lives, and the manager looks once a second."""
 
 PLACEHOLDERS = "known: {fd}, {fd:NAME}, {worker}, {release}; write {{ and }} for the program's own braces"
 
@@ -43,6 +53,7 @@ _NAME = re.compile(r"[a-z0-9_-]+")
 _UMASK = re.compile(r"(0o)?[0-7]{1,4}")
 _HTTP_PATH = re.compile(r"/[!-~]*")
 _APP = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*(\(\))?")
+_HOOK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _RLIMIT_MAX = 2**63 - 1
 _UNCATCHABLE = ("SIGKILL", "SIGSTOP")
 _REQUIRED_TEXTS = (
@@ -85,7 +96,11 @@ def release_problems(config: Config) -> Iterator[Problem]:
     yield from _process(config)
     yield from _env(config)
     yield from _readiness(config)
+    yield from _watchdog(config)
     yield from _health_path(config)
+    yield from _warmup(config)
+    yield from _preload(config)
+    yield from _numbers(config)
     yield from _hooks(config)
     yield from _build(config)
     yield from _shared(config)
@@ -160,9 +175,11 @@ def _durations_and_sizes(config: Config) -> Iterator[Problem]:
         for field in msgspec.structs.fields(section):
             text = getattr(section, field.name)
             problem = None
-            if field.type == Duration:
+            if text is None:
+                continue
+            if field.type in (Duration, Duration | None):
                 problem = _duration(text, (table, field.name) in MAY_BE_ZERO)
-            elif field.type == Size:
+            elif field.type in (Size, Size | None):
                 problem = _size(text)
             if problem:
                 yield Problem((table, field.name), f"`{field.name}` in [{table}]: {problem}")
@@ -180,12 +197,20 @@ def _duration(text: str, may_be_zero: bool) -> str | None:
     return None
 
 
+def _seconds(text: str) -> float:
+    """0 also for what is no duration, which another rule tells."""
+    try:
+        return parse_duration(text)
+    except ValueError:
+        return 0.0
+
+
 def _size(text: str) -> str | None:
     try:
-        parse_size(text)
+        size = parse_size(text)
     except (ValueError, OverflowError) as error:
         return str(error)
-    return None
+    return None if size > 0 else f'"{text}" must be more than 0'
 
 
 def _program(config: Config) -> Iterator[Problem]:
@@ -293,6 +318,18 @@ def _readiness(config: Config) -> Iterator[Problem]:
         yield Problem(path, text, 'add [health] with http = "/healthz"')
 
 
+def _watchdog(config: Config) -> Iterator[Problem]:
+    text, path = config.worker.watchdog, ("worker", "watchdog")
+    if text is None or _duration(text, True) is not None or parse_duration(text) == 0:
+        return
+    if config.worker.app is None:
+        what = "`watchdog` in [worker] watches an `app`; of a `command` nobody can tell from outside that it is stuck"
+        yield Problem(path, what, 'remove it; [health] http = "/healthz" asks a server that is not ours')
+    elif parse_duration(text) < WATCHDOG_MIN_S:
+        what = f'`watchdog` in [worker]: "{text}" is less than {WATCHDOG_MIN_S:g}s'
+        yield Problem(path, what, 'for example watchdog = "60s"; "0s" is off')
+
+
 def _hooks(config: Config) -> Iterator[Problem]:
     for field in msgspec.structs.fields(config.hooks):
         if field.name != "timeout" and getattr(config.hooks, field.name, None) == "":
@@ -310,6 +347,48 @@ def _health_path(config: Config) -> Iterator[Problem]:
     elif not config.listen:
         text = "`http` in [health] needs a [[listen]], and there is none"
         yield Problem(path, text, "add [[listen]], or remove `http`")
+
+
+def _warmup(config: Config) -> Iterator[Problem]:
+    for index, text in enumerate(config.rollout.warmup):
+        path = ("rollout", "warmup", index)
+        if _HTTP_PATH.fullmatch(text) is None:
+            what = f'`warmup` in [rollout]: "{text}" is not a path: it starts with / and has no spaces'
+            yield Problem(path, what, 'for example warmup = ["/", "/api/items"]')
+    if config.rollout.warmup and not config.rollout.preflight:
+        text = "`warmup` in [rollout] is done by the preflight, which is off"
+        yield Problem(("rollout", "warmup"), text, "remove one of the two")
+
+
+def _preload(config: Config) -> Iterator[Problem]:
+    worker, hint = config.worker, "write `app` instead of `command`, or remove the key"
+    if worker.preload and worker.app is None:
+        yield Problem(("worker", "preload"), "`preload` in [worker] is for an `app`, not for a `command`", hint)
+    if worker.post_fork is not None:
+        path = ("worker", "post_fork")
+        if worker.app is None:
+            yield Problem(path, "`post_fork` in [worker] is for an `app`, not for a `command`", hint)
+        if _HOOK.fullmatch(worker.post_fork) is None:
+            text = f'`post_fork` in [worker]: "{worker.post_fork}" does not name a function'
+            yield Problem(path, text, 'write post_fork = "module:function"')
+    if _seconds(config.rollout.standby) and not worker.preload:
+        text = "`standby` in [rollout] keeps a template, and there is none without `preload` in [worker]"
+        yield Problem(("rollout", "standby"), text, "add preload = true to [worker], or remove `standby`")
+
+
+def _numbers(config: Config) -> Iterator[Problem]:
+    """Of the canary, by what it answers to visitors."""
+    rollout, ratio = config.rollout, config.rollout.max_latency_ratio
+    if math.isinf(ratio):
+        text = "`max_latency_ratio` in [rollout]: inf is not a number to compare with"
+        yield Problem(("rollout", "max_latency_ratio"), text, "write 0 to switch it off")
+    if 0 < ratio < 1:
+        text = f"`max_latency_ratio` in [rollout]: {ratio:g} would halt a release that is as quick as the one before"
+        yield Problem(("rollout", "max_latency_ratio"), text, "write 1 or more; 0 switches it off")
+    if config.worker.command is not None and rollout.inconclusive is not Inconclusive.PROMOTE:
+        text = f'`inconclusive` in [rollout]: "{rollout.inconclusive}" needs `app` in [worker]'
+        hint = "nobody counts the answers of a `command`: write a smoke test as hooks/after_canary instead"
+        yield Problem(("rollout", "inconclusive"), text, hint)
 
 
 def _rlimits() -> dict[str, int]:

@@ -39,6 +39,8 @@ name = {name}
 # ready_timeout = "60s"          # a worker that is not ready by then has failed
 # drain_timeout = "30s"          # from SIGTERM to SIGKILL: time to finish open requests
 # stop_signal = "SIGTERM"
+# memory_limit = "512M"          # a worker that uses more is replaced, once another serves in its place
+# max_age = "24h"                # ... and one that has served for so long
 # user = "shop"                  # when started as root
 # rlimits = {{ nofile = 65536 }}
 
@@ -64,6 +66,7 @@ address = "tcp://127.0.0.1:8000" # or "unix:/run/shop.sock", "tcp://[::]:80"
 # preflight = true               # try the new release on a private socket first
 # soak = "3s"                    # how long the first new worker must stay healthy before the others follow
 # batch = 1                      # workers replaced at once after the first
+# max_error_ratio = 0.02         # of an `app`: 5xx to visitors meanwhile, beyond those of the old workers
 # on_failure = "revert"          # or "hold": keep the failed worker for inspection
 # deadline = "30m"               # a rollout that takes longer is reverted
 """

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import h11
 
+from deployer.runtime.counting import PROBE
 from deployer.sockets.address import Address
 from deployer.sockets.peers import peer_inode
 
@@ -81,7 +82,7 @@ async def _exchange(sock: socket.socket, address: Address, path: str, holder: Ca
     connection = h11.Connection(h11.CLIENT)
     host = "localhost" if address.kind == "unix" else str(address).removeprefix("tcp://")
     # Keep-alive: a server that closes at once is gone from the kernel's tables before we can ask who it was.
-    headers = [("Host", host), ("User-Agent", "deployer-health")]
+    headers = [("Host", host), ("User-Agent", "deployer-health"), (PROBE.decode(), "1")]
     request = connection.send(h11.Request(method="GET", target=path, headers=headers))
     await loop.sock_sendall(sock, (request or b"") + (connection.send(h11.EndOfMessage()) or b""))
     status, who, body = None, None, b""

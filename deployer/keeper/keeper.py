@@ -14,6 +14,7 @@ Messages are JSON objects over a SOCK_SEQPACKET pair, at most one descriptor eac
 
 from __future__ import annotations
 
+import array
 import ctypes
 import fcntl
 import json
@@ -170,9 +171,8 @@ class Keeper:
     def _receive(self) -> None:
         if self.channel is None:
             return
-        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         try:
-            data, fds, _, _ = socket.recv_fds(self.channel, MESSAGE_MAX, 4, flags)
+            data, fds = receive_fds(self.channel, MESSAGE_MAX, 4, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
@@ -322,6 +322,16 @@ class Keeper:
             pass  # a full disk must not stop the workers
         finally:
             os.close(out)
+
+
+def receive_fds(sock: socket.socket, size: int, count: int, flags: int = 0) -> tuple[bytes, list[int]]:
+    """A message and its descriptors, close-on-exec. socket.recv_fds loses its flags (cpython, to 3.11 at least)."""
+    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_LEN(count * 4), flags | socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds)
 
 
 def prctl(option: int, value: int) -> None:

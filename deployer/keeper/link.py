@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from deployer.keeper.keeper import receive_fds
+
 MESSAGE_MAX = 65536
 ENVIRONMENT_KEY = "DEPLOYER_KEEPER_FD"
 EXIT_WAIT_S = 1.0  # from the end of a process to the keeper's word of it
@@ -88,7 +90,7 @@ class KeeperLink:
 
     def _take_one(self, flags: int) -> str | None:
         try:
-            data, fds, _, _ = socket.recv_fds(self._sock, MESSAGE_MAX, 4, flags | socket.MSG_CMSG_CLOEXEC)
+            data, fds = receive_fds(self._sock, MESSAGE_MAX, 4, flags)
         except BlockingIOError:
             return None
         except (ConnectionError, TimeoutError):

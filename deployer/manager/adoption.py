@@ -17,6 +17,7 @@ from deployer.paths import Layout
 from deployer.releases.catalog import Catalog, NoSuchReleaseError
 from deployer.releases.release import Release
 from deployer.state.store import Store, WorkerRow
+from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT
 from deployer.workers.pool import Pool
 from deployer.workers.worker import Listener, State
 
@@ -50,8 +51,9 @@ class Adoption:
             adopted += worker is not None
             if worker is None:
                 dead.append((row, release))
-            elif worker.slot == 0:
-                self._pool.retire(worker, now=True)  # the preflight starts anew, on sockets of its own
+            elif worker.slot == PREFLIGHT_SLOT or (worker.slot == TEMPLATE_SLOT and worker.channel is None):
+                # The preflight starts anew, on sockets of its own; a template that nobody can reach is of no use.
+                self._pool.retire(worker, now=True)
         for pid, ticks in inherit.strays(self._layout, {row.pid for row in rows}):
             adopted += self._adopt_stray(pid, ticks)
         resume()
@@ -69,7 +71,8 @@ class Adoption:
         slot, name = env.get("DEPLOYER_WORKER", ""), env.get("DEPLOYER_RELEASE", "")
         if not slot.isdecimal():
             return False
-        values = {"slot": int(slot), "generation": STRAY, "release": name, "pid": pid, "ticks": ticks}
+        # A worker that was forked still shows its template's variables (proc(5), /proc/PID/environ), which has no slot.
+        values = {"slot": max(int(slot), 1), "generation": STRAY, "release": name, "pid": pid, "ticks": ticks}
         row = self._store.add_worker(**values, state=State.READY, spawned_at=uptime(), ready_at=uptime())
         log.warning("worker.stray", pid=pid, release=name)
         return self._pool.adopt(row, self._release(name), self._listeners) is not None

@@ -18,6 +18,7 @@ from deployer.manager.hooks import Hooks
 from deployer.manager.queue import Queue, Waiting
 from deployer.manager.requests import Requests, label, origin, policy
 from deployer.manager.supervisor import Supervisor
+from deployer.manager.templates import Templates, standby_seconds
 from deployer.manager.views import Views
 from deployer.releases.catalog import Catalog
 from deployer.rollout.events import Failure
@@ -48,8 +49,10 @@ class Commands:
         views: Views,
         queue: Queue,
         requests: Requests,
+        templates: Templates,
         hooks: Hooks,
     ) -> None:
+        self._templates = templates
         self._store, self._catalog, self._driver, self._supervisor = store, catalog, driver, supervisor
         self._views, self._queue, self._requests, self._hooks = views, queue, requests, hooks
         self.on_staging: Callable[[], None] = lambda: None
@@ -210,6 +213,8 @@ class Commands:
             )
         release = self._catalog.release(name)
         knobs = msgspec.structs.replace(policy(release.config), soak=False)  # it was proven when it was live
+        if self._templates.ready(name):  # on standby: its workers are there in the time of a fork
+            knobs = msgspec.structs.replace(knobs, preflight=False, batch=max(knobs.batch, self._supervisor.count))
         return self._driver.start(
             Kind.ROLLBACK,
             number=number,
@@ -290,6 +295,9 @@ class Commands:
         if rollout.kind is not Kind.RESTART:
             previous = self._store.get("release")
             self._catalog.promoted(rollout.release, previous, back=rollout.kind is Kind.ROLLBACK)
+            if previous is not None and previous != rollout.release:
+                release = self._catalog.release(rollout.release)
+                self._templates.stand_by(previous, standby_seconds(release))
         self._store.put("promoted", rollout.target)
         self._store.put("release", rollout.release)
         if rollout.kind is Kind.DEPLOY:

@@ -13,8 +13,10 @@ import structlog
 
 from deployer.clock import uptime
 from deployer.manager.hooks import Hooks
+from deployer.manager.soak import newest
 from deployer.manager.supervisor import Supervisor
-from deployer.manager.work import CleanUp, Job, Work, newest, nothing_to_clean_up
+from deployer.manager.templates import Templates
+from deployer.manager.work import CleanUp, Job, Work, nothing_to_clean_up
 from deployer.osutil.tasks import watched
 from deployer.paths import Layout
 from deployer.releases.catalog import Catalog
@@ -35,6 +37,7 @@ from deployer.rollout.machine import (
 from deployer.state.store import Store
 from deployer.units import parse_duration
 from deployer.wire.schema import Problem
+from deployer.workers import cut
 from deployer.workers.pool import Pool
 from deployer.workers.worker import Listener
 
@@ -55,17 +58,19 @@ class Driver:
         listeners: tuple[Listener, ...],
         on_promoted: Callable[[Rollout], None],
         on_finished: Callable[[], object],
+        templates: Templates,
         hooks: Hooks,
         clean_up: CleanUp = nothing_to_clean_up,
     ) -> None:
         self._store, self._catalog, self._pool, self._supervisor = store, catalog, pool, supervisor
-        self._hooks = hooks
+        self._hooks, self._templates = hooks, templates
         self._work = Work(
             store=store,
             catalog=catalog,
             pool=pool,
             layout=layout,
             listeners=listeners,
+            templates=templates,
             hooks=hooks,
             clean_up=clean_up,
         )
@@ -297,12 +302,12 @@ class Driver:
         if rollout.phase is Phase.FAILED:
             self._catalog.end(self._work.request(rollout).name, "failed", reason)
         elif rollout.phase is Phase.REVERTED and rollout.release is not None:
-            undecided = reason in ("aborted", "superseded", "deadline")
+            undecided = reason in ("aborted", "superseded", "deadline", "inconclusive")
             self._catalog.end(rollout.release, "reverted" if undecided else "bad", reason)
 
     def _finish_row(self, rollout: Rollout) -> None:
         serving = self._store.get("release")
-        code, end, failure = exit_code(rollout), outcome(rollout), rollout.failure
+        code, end, failure, row = exit_code(rollout), outcome(rollout), rollout.failure, self._row(rollout.id)
         release = serving if rollout.phase is Phase.UNCHANGED else rollout.release
         self._store.update(
             "rollouts", "id", rollout.id, finished_at=time.time(), outcome=end, exit_code=code, serving=serving
@@ -314,17 +319,19 @@ class Driver:
             serving=serving,
             reason=failure.reason if failure else None,
             exit_code=code,
-            seconds=round(time.time() - self._row(rollout.id)["started_at"], 3),
+            seconds=round(time.time() - row["started_at"], 3),
             problem=problem_of(rollout),
             tail=list(failure.tail) if failure else [],
             warnings=self._warnings(rollout),
+            cut=cut.decoded(row["cut"]),
+            draining=self._supervisor.leaving(rollout),
         )
         log.info("rollout.finished", rollout=rollout.id, outcome=end, release=release, serving=serving)
 
     def _warnings(self, rollout: Rollout) -> list[str]:
         """What staging found odd, which is no reason for another exit code; then what went wrong afterwards."""
         odd = self._catalog.warnings(rollout.release) if rollout.kind is Kind.DEPLOY and rollout.release else []
-        return [*odd, *rollout.warnings]
+        return [*odd, *self._templates.warnings(rollout.release), *rollout.warnings]
 
     # The work of each phase
 

@@ -19,13 +19,16 @@ from deployer.logs.applog import AppLog
 from deployer.manager.adoption import Adoption
 from deployer.manager.cleanup import CleanUp
 from deployer.manager.commands import Commands
+from deployer.manager.drains import Drains
 from deployer.manager.driver import Driver
 from deployer.manager.hooks import Hooks
+from deployer.manager.hygiene import Hygiene
 from deployer.manager.monitor import Monitor
 from deployer.manager.planning import Planner
 from deployer.manager.queue import Queue
 from deployer.manager.requests import Requests
 from deployer.manager.supervisor import Supervisor
+from deployer.manager.templates import Templates
 from deployer.manager.views import Views
 from deployer.osutil.tasks import watched
 from deployer.paths import Layout
@@ -59,6 +62,7 @@ class Manager:
             app=loaded.config.name, store=store, keeper=keeper, layout=layout, log=self.log, base_env=base_env
         )
         self.supervisor = Supervisor(store=store, catalog=self.catalog, pool=self.pool, listeners=listeners)
+        self.templates = Templates(store=store, catalog=self.catalog, pool=self.pool, supervisor=self.supervisor)
         self.cleanup = CleanUp(catalog=self.catalog, layout=layout, used=self._used)
         hooks = Hooks(store=store, layout=layout, base_env=base_env, config_file=loaded.path)
         self.driver = Driver(
@@ -70,6 +74,7 @@ class Manager:
             listeners=listeners,
             on_promoted=lambda rollout: self.commands.on_promoted(rollout),
             on_finished=self._on_finished,
+            templates=self.templates,
             hooks=hooks,
             clean_up=self._clean_up,
         )
@@ -83,6 +88,7 @@ class Manager:
             config_file=loaded.path,
             listeners=listeners,
             queue=self._queue,
+            templates=self.templates,
         )
         self._requests = Requests(config_path=loaded.path, store=store, layout=layout, catalog=self.catalog)
         self.commands = Commands(
@@ -93,6 +99,7 @@ class Manager:
             views=self.views,
             queue=self._queue,
             requests=self._requests,
+            templates=self.templates,
             hooks=hooks,
         )
         self.planner = Planner(
@@ -105,7 +112,9 @@ class Manager:
             commands=self.commands,
         )
         self.commands.on_staging = self.planner.give_way
+        self.drains = Drains(store, self.pool)
         self.monitor = Monitor(self.pool, listeners, self.supervisor.condemn)
+        self.hygiene = Hygiene(store=store, pool=self.pool, supervisor=self.supervisor)
         self._listeners = listeners
         self.on_stopped: Callable[[], None] = lambda: None
 
@@ -130,6 +139,7 @@ class Manager:
         adopted = adoption.run(rows, self.driver.resume)
         resumed = None if self.driver.rollout is None else self.driver.rollout.id
         self.monitor.start(self._live_health)
+        self.hygiene.start()
         self.supervisor.wake()
         self.store.emit("manager.started", pid=os.getpid(), adopted=adopted, resumed=resumed)
         self.commands.next()
@@ -169,6 +179,7 @@ class Manager:
         self.store.put("stopping", True)  # a manager that is killed now is followed by one that goes on stopping
         self.driver.halt()
         self.monitor.stop()
+        self.hygiene.stop()
         self._keeper.stopping()
         log.info("manager.stopping", workers=len(self.pool.workers))
         while workers := list(self.pool.workers.values()):

@@ -45,7 +45,7 @@ class Monitor:
                 await self._round(check, check.http)
 
     async def _round(self, check: Health, path: str) -> None:
-        ready = {w.id: w for w in self._pool.workers.values() if w.slot and w.state is State.READY}
+        ready = {w.id: w for w in self._pool.workers.values() if w.in_slot and w.state is State.READY}
         self._failures = {number: count for number, count in self._failures.items() if number in ready}
         unmet = dict(ready)
         for _ in range(PROBES_PER_WORKER * len(ready)):

@@ -1,36 +1,56 @@
-"""One worker of the new release on sockets that no visitor knows: readiness, that it serves, and its health check."""
+"""One worker of the new release on sockets that no visitor knows: readiness, that it serves, its health check, and the
+requests that warm it up. A worker of an `app` that passes goes on as the canary; another one has to boot once more."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deployer.config.model import Health
+from deployer.health.probe import get
 from deployer.manager import verdict
 from deployer.releases.release import Release
 from deployer.rollout.events import Failure
 from deployer.sockets.bind import bind_private
 from deployer.units import parse_duration
+from deployer.wire.schema import PREFLIGHT_SLOT
 from deployer.workers.pool import Pool
 from deployer.workers.readiness import health_of, serves
 from deployer.workers.worker import Listener, Worker
 
 SERVES_S = 5.0  # how long a ready worker may take to accept a connection
+SERVER_ERROR = 500
 HEALTH_PAUSE_S = 0.2  # between tries of the health check: `unhealthy_after` of them decide
 
 
+@dataclass(frozen=True)
+class Passed:
+    """What was found good, in words; and the worker, where it can go on as the canary."""
+
+    checks: list[str]
+    worker: Worker | None
+
+
 async def check(
-    pool: Pool, generation: int, release: Release, listeners: Sequence[Listener], directory: Path
-) -> Failure | list[str]:
-    """What was found good, in words; or the failure. The worker is on its way out in either case."""
+    pool: Pool, generation: int, release: Release, listeners: Sequence[Listener], directory: Path, slot: int
+) -> Failure | Passed:
+    """`slot` is the canary's. Unless it is in the answer the worker is on its way out."""
     private = [_private(listener, directory, number) for number, listener in enumerate(listeners)]
-    worker = pool.spawn(0, generation, release, private)
+    movable = release.config.worker.app is not None
+    passed = False
     try:
-        return await _check(worker)
+        worker = pool.spawn(PREFLIGHT_SLOT, generation, release, private, as_slot=slot if movable else None)
+        try:
+            found = await _check(worker)
+            passed = not isinstance(found, Failure)
+        finally:
+            if not (passed and movable):
+                pool.retire(worker)
     finally:
-        pool.retire(worker)
         _close(private)
+    return found if isinstance(found, Failure) else Passed(found, worker if movable else None)
 
 
 async def _check(worker: Worker) -> Failure | list[str]:
@@ -53,10 +73,15 @@ async def _serving(worker: Worker, checks: list[str]) -> Failure | None:
         return worker.failure
     if not worker.listeners:
         return None
-    health = worker.release.config.health
-    if health.http is None:
+    if worker.release.config.health.http is None:
         checks.append("accepts connections")
-        return None if await serves(worker, SERVES_S) else verdict.failure_of_silence(worker, SERVES_S)
+        failure = None if await serves(worker, SERVES_S) else verdict.failure_of_silence(worker, SERVES_S)
+    else:
+        failure = await _healthy(worker, worker.release.config.health, checks)
+    return failure or await _warm(worker, checks)
+
+
+async def _healthy(worker: Worker, health: Health, checks: list[str]) -> Failure | None:
     checks.append(f"GET {health.http} -> {health.expect}")
     for tries_left in reversed(range(health.unhealthy_after)):
         answer = await health_of(worker)
@@ -66,6 +91,20 @@ async def _serving(worker: Worker, checks: list[str]) -> Failure | None:
         if not tries_left:
             return verdict.failure_of_health(worker, answer)
         await asyncio.sleep(min(HEALTH_PAUSE_S, parse_duration(health.interval)))
+    return None
+
+
+async def _warm(worker: Worker, checks: list[str]) -> Failure | None:
+    """What fills caches; an application that has no answer, or 5xx, is not fit for visitors."""
+    paths = worker.release.config.rollout.warmup
+    for path in paths:
+        answer = await get(
+            worker.listeners[0].address, path, parse_duration(worker.release.config.worker.ready_timeout)
+        )
+        if answer.status is None or answer.status >= SERVER_ERROR:
+            return verdict.failure_of_warmup(worker, path, answer)
+    if paths:
+        checks.append(f"{len(paths)} warm-up request{'' if len(paths) == 1 else 's'}")
     return None
 
 

@@ -70,6 +70,21 @@ def backoff(early_deaths: int) -> float:
     return min(BACKOFF_FIRST_S * 2.0 ** min(early_deaths - 2, 16), BACKOFF_MAX_S)
 
 
+def retired_by(generation: int, *, running: int | None, promoted: int | None, surplus_of: int | None) -> int | None:
+    """The rollout that a worker goes for; None: ordinary supervision.
+
+    `running`: one that is not over. One that turns back is over before its canary is told to go: then it is the
+    later of the two generations. `surplus_of`: the change of the count that left no slot for the worker.
+    """
+    if running is not None:
+        return running
+    if generation < 0:
+        return None  # a stray
+    if generation != promoted:
+        return max(generation, promoted or 0)
+    return surplus_of
+
+
 def _replacing(workers: Sequence[Seen]) -> bool:
     """Is a replacement of a condemned worker under way somewhere?"""
     sick = {(worker.slot, worker.generation) for worker in workers if worker.condemned}

@@ -118,7 +118,7 @@ def origin(source: Source) -> str:
 def policy(config: Config) -> Policy:
     rollout = config.rollout
     return Policy(
-        preflight=rollout.preflight,
+        preflight=rollout.preflight or config.worker.preload,  # which makes the template
         soak=parse_duration(rollout.soak) > 0,
         batch=rollout.batch,
         hold=rollout.on_failure == "hold",

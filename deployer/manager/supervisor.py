@@ -11,11 +11,12 @@ import structlog
 from deployer.clock import uptime
 from deployer.health.probe import Answer
 from deployer.manager import observe, verdict
-from deployer.manager.reconcile import Seen, backoff, plan
+from deployer.manager.reconcile import Seen, backoff, plan, retired_by
 from deployer.releases.catalog import Catalog
 from deployer.rollout.events import AnyFact, Failure, NewFailed, OldFailed
 from deployer.rollout.machine import PAST_TURNING, Phase, Rollout, Step, Want, wants
 from deployer.state.store import Store
+from deployer.wire.schema import TEMPLATE_SLOT
 from deployer.workers.pool import Pool
 from deployer.workers.worker import Listener, State, Worker
 
@@ -32,6 +33,8 @@ class Supervisor:
     def __init__(self, *, store: Store, catalog: Catalog, pool: Pool, listeners: Sequence[Listener]) -> None:
         self.rollout: Rollout | None = None
         self.on_fact: Callable[[AnyFact], None] = lambda fact: None
+        self.on_template_exit: Callable[[Worker], None] = lambda worker: None
+        self.after_look: Callable[[], None] = lambda: None
         self.stopping = False
         self._store, self._catalog, self._pool = store, catalog, pool
         self._listeners = tuple(listeners)
@@ -62,22 +65,34 @@ class Supervisor:
         return str(row["name"])
 
     def wants(self) -> dict[int, tuple[Want, ...]]:
+        return self._wants(self.rollout)
+
+    def _wants(self, rollout: Rollout | None) -> dict[int, tuple[Want, ...]]:
         promoted = self.promoted
         desired: dict[int, tuple[Want, ...]] = {}
         if promoted is not None:
             desired = dict.fromkeys(range(1, self.count + 1), (Want(promoted, True),))
-        return desired if self.rollout is None else desired | wants(self.rollout)
+        return desired if rollout is None else desired | wants(rollout)
 
     def live(self) -> list[Seen]:
         """Workers in slots that are not on their way out."""
         seen = [
             Seen(w.id, w.slot, w.generation, ready=w.state is State.READY, condemned=bool(w.condemned or w.failure))
             for w in self._pool.workers.values()
-            if w.slot and w.state is not State.DRAINING and w.exit is None
+            if w.in_slot and w.state is not State.DRAINING and w.exit is None
         ]
         ready = {worker.slot for worker in seen if worker.ready and worker.generation != STRAY}
         covered = self.promoted is not None and ready >= set(range(1, self.count + 1))
         return [worker for worker in seen if covered or worker.generation != STRAY]
+
+    def leaving(self, rollout: Rollout) -> int:
+        """How many workers go, or are about to, for a rollout that is just over, and may have visitors still."""
+        kept = {(slot, want.generation) for slot, those in self._wants(rollout).items() for want in those}
+        served = [w for w in self._pool.workers.values() if w.in_slot and w.ready_at is not None and w.exit is None]
+        draining = [w for w in served if w.state is State.DRAINING and w.retired_by == rollout.id]
+        about_to = [w for w in served if w.state is not State.DRAINING and (w.slot, w.generation) not in kept]
+        mine = [*draining, *(w for w in about_to if self._retired_by(w) == rollout.id)]
+        return sum(not self._pool.board.is_empty(worker.pid, worker.ticks) for worker in mine)
 
     # Reconciling
 
@@ -100,8 +115,9 @@ class Supervisor:
             if self.rollout is not planned_for:
                 return  # it could not be started, which turned the rollout back: a new look is due
         for number in todo.retire:
-            self._pool.retire(self._pool.workers[number])
+            self._retire(self._pool.workers[number])
         self._wake_at(todo.wake_at)
+        self.after_look()
 
     def _spawn(self, slot: int, generation: int) -> None:
         try:
@@ -119,6 +135,14 @@ class Supervisor:
             self._not_before[slot, generation] = time.monotonic() + max(0.5, backoff(self._deaths(slot, generation)))
             self.wake()
 
+    def _retire(self, worker: Worker) -> None:
+        self._pool.retire(worker, rollout=self._retired_by(worker))
+
+    def _retired_by(self, worker: Worker) -> int | None:
+        running = None if self.rollout is None else self.rollout.id
+        surplus_of = self._store.last_scale() if worker.slot > self.count else None
+        return retired_by(worker.generation, running=running, promoted=self.promoted, surplus_of=surplus_of)
+
     def _wake_at(self, at: float | None) -> None:
         if self._wake is not None:
             self._wake.cancel()
@@ -129,13 +153,15 @@ class Supervisor:
     # Hearing
 
     def _on_exit(self, worker: Worker) -> None:
-        if worker.slot and worker.state is not State.DRAINING and not self.stopping:
+        if worker.slot == TEMPLATE_SLOT:
+            self.on_template_exit(worker)
+        elif worker.in_slot and worker.state is not State.DRAINING and not self.stopping:
             self._died(worker)
         self.wake()
 
     def _died(self, worker: Worker) -> None:
         log.warning("worker.died", slot=worker.slot, pid=worker.pid, release=worker.release.name, exit=worker.exit)
-        if self._is_candidate(worker):
+        if self.is_candidate(worker):
             self._tell_failed(NewFailed(slot=worker.slot, failure=verdict.failure_of_exit(worker)))
             return
         self._store.count_exit(worker.slot, verdict.last_exit(worker))
@@ -146,30 +172,36 @@ class Supervisor:
         self._restore_failed(worker, verdict.failure_of_exit(worker))
 
     def _on_never_ready(self, worker: Worker, failure: Failure) -> None:
-        if not worker.slot:
+        if worker.slot == TEMPLATE_SLOT:
+            self._pool.retire(worker, now=True)
+        if not worker.in_slot:
             return  # the preflight looks after its own
         log.warning("worker.never_ready", slot=worker.slot, pid=worker.pid, release=worker.release.name)
-        if self._is_candidate(worker):
+        if self.is_candidate(worker):
             self._tell_failed(NewFailed(slot=worker.slot, failure=failure))
         else:
             self._count_early_death(worker.slot, worker.generation)
-            self._pool.retire(worker)
+            self._retire(worker)
             self._restore_failed(worker, failure)
         self.wake()
 
     def condemn(self, worker: Worker, answer: Answer) -> None:
-        """A live health check failed for good: replace the worker, or halt the rollout that brought it."""
+        """A live health check failed for good."""
+        failure = verdict.failure_of_health(worker, answer)
+        if worker.condemned is None and not self.is_candidate(worker):
+            self._store.emit("worker.unhealthy", slot=worker.slot, pid=worker.pid, cause=failure.cause)
+        self.replace(worker, "unhealthy", failure)
+
+    def replace(self, worker: Worker, ailment: str, failure: Failure) -> None:
+        """A worker runs that should not any more: replace it, start-first, or halt the rollout that brought it."""
         if worker.condemned is not None:
             return  # it is known, and on its way out or held for inspection
-        failure = verdict.failure_of_health(worker, answer)
-        worker.condemned = failure.cause or failure.what
-        if self._is_candidate(worker):
+        worker.condemned, worker.ailment = failure.cause or failure.what, ailment
+        if self.is_candidate(worker):
             self._tell_failed(NewFailed(slot=worker.slot, failure=failure))
-        else:
-            self._store.emit("worker.unhealthy", slot=worker.slot, pid=worker.pid, cause=failure.cause)
         self.wake()
 
-    def _is_candidate(self, worker: Worker) -> bool:
+    def is_candidate(self, worker: Worker) -> bool:
         """Does the worker stand for the release that is being rolled out?"""
         return self._decides(worker.slot, worker.generation)
 

@@ -12,9 +12,11 @@ import msgspec
 import structlog
 
 from deployer.errors import DiskError
-from deployer.manager import preflight, verdict
+from deployer.manager import preflight
 from deployer.manager.hooks import Hooks, Place, Stage
+from deployer.manager.soak import Soak
 from deployer.manager.staging import stage
+from deployer.manager.templates import Templates
 from deployer.paths import Layout
 from deployer.releases import current, tree
 from deployer.releases.catalog import Catalog, NoSuchReleaseError
@@ -38,14 +40,9 @@ from deployer.state.store import Store
 from deployer.units import parse_duration
 from deployer.wire.schema import Problem
 from deployer.workers.pool import Pool
-from deployer.workers.readiness import health_of, waits_for_visitors
-from deployer.workers.worker import Listener, State, Worker
+from deployer.workers.worker import Listener
 
-SOAK_CHECKS = 4  # health checks of the canary during its soak
-MEET_S = 1.0  # how long a check tries to meet a canary that no preflight has proven
-MEET_LIMIT_S = 10.0  # how much longer than its soak such a canary is looked for
 PROMOTE_RETRY_S = 1.0
-LOOK_S = 0.05
 HOOKED = (Kind.DEPLOY, Kind.ROLLBACK)
 """Kinds that change what is live; the others run no hooks and leave nothing to clean up."""
 
@@ -70,9 +67,11 @@ class Work:
         pool: Pool,
         layout: Layout,
         listeners: tuple[Listener, ...],
+        templates: Templates,
         hooks: Hooks,
         clean_up: CleanUp,
     ) -> None:
+        self._templates = templates
         self._store, self._catalog, self._pool, self._layout = store, catalog, pool, layout
         self._listeners, self._hooks, self._clean_up = listeners, hooks, clean_up
 
@@ -116,7 +115,8 @@ class Work:
         place = Place.of(self._catalog.release(name))
         if failures := await self._hooks.run(Stage.BEFORE_ROLLOUT, rollout, place, name=name):
             return StagingFailed(failure=failures[0])
-        return Staged(release=name, canary_hook=bool(self._hooks.find(Stage.AFTER_CANARY, place)))
+        preload = self._catalog.release(name).config.worker.preload
+        return Staged(release=name, canary_hook=bool(self._hooks.find(Stage.AFTER_CANARY, place)), preload=preload)
 
     def request(self, rollout: Rollout) -> StageRequest:
         """What a deploy was asked to stage."""
@@ -144,16 +144,23 @@ class Work:
         assert rollout.release is not None
         began = time.monotonic()
         release = self._catalog.release(rollout.release)
-        try:
-            found = await preflight.check(self._pool, rollout.target, release, self._listeners, self._layout.run)
-        except OSError as error:
-            what = f"cannot start the preflight worker of {release.name}"
-            found = Failure(reason="worker_exit", what=what, cause=str(error))
+        found = await self._templates.prepare(release, rollout.target) or await self._checked(rollout, release)
         if isinstance(found, Failure):
             return PreflightFailed(failure=found)
         seconds = round(time.monotonic() - began, 3)
-        self._store.emit("preflight.passed", release=release.name, seconds=seconds, checks=found)
+        self._store.emit("preflight.passed", release=release.name, seconds=seconds, checks=found.checks)
+        if found.worker is not None:
+            self._pool.move(found.worker, min(rollout.slots), self._listeners)
         return PreflightPassed()
+
+    async def _checked(self, rollout: Rollout, release: Release) -> Failure | preflight.Passed:
+        try:
+            return await preflight.check(
+                self._pool, rollout.target, release, self._listeners, self._layout.run, min(rollout.slots)
+            )
+        except OSError as error:
+            what = f"cannot start the preflight worker of {release.name}"
+            return Failure(reason="worker_exit", what=what, cause=str(error))
 
     async def _soak(self, rollout: Rollout) -> AnyFact:
         """The canary lives beside the worker it is to replace; its death is heard by the supervisor."""
@@ -162,36 +169,12 @@ class Work:
         seconds = parse_duration(release.config.rollout.soak)
         if rollout.kind is Kind.DEPLOY and seconds > 0:  # what a rollback goes to was proven when it was live
             self._store.emit("soak.started", seconds=seconds)
-            failed = await self._watch(rollout, release, seconds)
-            if failed is not None:
-                return failed
+            failure = await Soak(self._store, self._pool, rollout, release).watch()
+            if failure is not None:
+                return NewFailed(slot=min(rollout.slots), failure=failure)
         if failures := await self._hooks.run(Stage.AFTER_CANARY, rollout, Place.of(release)):
             return NewFailed(slot=min(rollout.slots), failure=failures[0])
         return SoakPassed()
-
-    async def _watch(self, rollout: Rollout, release: Release, seconds: float) -> NewFailed | None:
-        """Ask the canary how it is, until it has soaked or is found bad."""
-        slot = min(rollout.slots)
-        end, bad, met = time.monotonic() + seconds, 0, rollout.policy.preflight  # which has proven that it serves
-        while True:
-            canary = newest(self._pool, slot, rollout.target)
-            if canary is None:  # the supervisor is about to see that, and ends this work
-                await asyncio.sleep(LOOK_S)
-                continue
-            patience = 0.0 if met and not bad else MEET_S
-            probed = canary.listeners and canary.state is State.READY
-            answer = await health_of(canary, patience) if probed else None
-            if answer is not None:  # else others answered each time, which says nothing
-                met, bad = True, 0 if answer.status == release.config.health.expect else bad + 1
-            if answer and bad >= min(release.config.health.unhealthy_after, SOAK_CHECKS):
-                return NewFailed(slot=slot, failure=verdict.failure_of_health(canary, answer))
-            left = end - time.monotonic()
-            if left <= 0 and not bad:
-                if canary.listeners and not met and not waits_for_visitors(canary):
-                    return NewFailed(slot=slot, failure=verdict.failure_of_silence(canary, seconds))
-                if met or not probed or release.config.health.http is None or left < -MEET_LIMIT_S:
-                    return None
-            await asyncio.sleep(min(max(left, 0.05), seconds / SOAK_CHECKS))
 
     # Going live
 
@@ -236,12 +219,6 @@ class Work:
 
     def _name(self, rollout: Rollout) -> str:
         return rollout.release or self.request(rollout).name
-
-
-def newest(pool: Pool, slot: int, generation: int | None) -> Worker | None:
-    """The youngest worker of a generation in a slot."""
-    found = (w for w in pool.workers.values() if w.slot == slot and w.generation == generation)
-    return max(found, key=lambda worker: worker.id, default=None)
 
 
 def told(failure: Failure) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _SYS_PIDFD_GETFD = 438  # pidfd_getfd(2); the same number on every architecture
 
 
@@ -90,6 +91,35 @@ def _children(pid: int) -> list[int]:
     except (FileNotFoundError, ProcessLookupError):
         pass  # it has ended; its children have another parent now
     return found
+
+
+def memory(pid: int, enough: int) -> int:
+    """Bytes in use by `pid` and its living descendants: resident ones where these do not exceed `enough`.
+
+    Beyond that, what several processes share (by fork, or as a library) counts for each as its part of it
+    (proc(5), smaps_rollup, Pss). That takes the kernel a walk through all pages, and permission to ask; a process
+    that cannot be asked counts with all that is resident.
+    """
+    pids = descendants(pid)
+    resident = {each: _resident(each) for each in pids}
+    if sum(resident.values()) <= enough:
+        return sum(resident.values())
+    return sum(min(resident[each], _proportional(each, resident[each])) for each in pids)
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
+    except (OSError, IndexError):
+        return 0  # it has ended
+
+
+def _proportional(pid: int, otherwise: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines()
+    except OSError:
+        return otherwise
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(b"Pss:")), otherwise)
 
 
 def kill_escaped(ancestor: int, spare: int, key: str, value: str) -> list[int]:

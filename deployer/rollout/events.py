@@ -26,6 +26,7 @@ class Staged(Fact, frozen=True, kw_only=True):
 
     release: str
     canary_hook: bool = False  # it has a hook for the canary, which then soaks, were it for no time
+    preload: bool = False  # its workers are forked from a template, which the preflight makes
 
 
 class Unchanged(Fact, frozen=True, kw_only=True):

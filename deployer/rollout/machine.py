@@ -217,7 +217,10 @@ def _put(rollout: Rollout, steps: dict[int, Step]) -> Rollout:
 
 
 def _staged(rollout: Rollout, fact: Staged) -> Rollout:
-    policy = msgspec.structs.replace(rollout.policy, soak=rollout.policy.soak or fact.canary_hook)
+    knobs = rollout.policy
+    policy = msgspec.structs.replace(
+        knobs, soak=knobs.soak or fact.canary_hook, preflight=knobs.preflight or fact.preload
+    )
     return _after_staging(msgspec.structs.replace(rollout, release=fact.release, policy=policy))
 
 
@@ -279,7 +282,7 @@ def _held_new_failed(rollout: Rollout, fact: NewFailed) -> Rollout:
     return _put(rollout, {fact.slot: back.get(step, step)})
 
 
-KEEPS_WORKER = frozenset({"health", "error_ratio", "hook", "never_ready"})
+KEEPS_WORKER = frozenset({"health", "error_ratio", "latency", "inconclusive", "hook", "hung", "never_ready"})
 """Failures after which the worker is still there."""
 
 

@@ -3,9 +3,11 @@
     import deployer.runtime as runtime
 
     runtime.release()            "v7"; None where deployer did not start this process
-    runtime.slot()               1, 2, ...; 0 is the preflight worker
+    runtime.slot()               1, 2, ...
     runtime.peers()              the other workers of the application, old release and new
     runtime.on_drain(callback)   called, or awaited, once this worker is told to stop
+    runtime.broadcast(message)   to every worker of the application: anything that JSON can hold
+    runtime.on_message(callback) called, or awaited, with each of these
     runtime.report("text")       shown by `deployer status` beside the worker
 
 The import works inside a worker of `[worker] app` although deployer is not installed there; of deployer itself
@@ -18,6 +20,6 @@ may well have a package called `deployer` of its own.
 
 from __future__ import annotations
 
-from .api import Peer, on_drain, peers, release, report, slot
+from .api import Peer, broadcast, on_drain, on_message, peers, release, report, slot
 
-__all__ = ["Peer", "on_drain", "peers", "release", "report", "slot"]
+__all__ = ["Peer", "broadcast", "on_drain", "on_message", "peers", "release", "report", "slot"]

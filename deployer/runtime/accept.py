@@ -71,6 +71,14 @@ class Acceptor:
                 handle.cancel()
             self._loop.remove_reader(listener.fileno())
 
+    def move(self, listeners: Sequence[socket.socket]) -> None:
+        """Accept on these sockets instead; the old ones are closed."""
+        self.stop()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = list(listeners)
+        self.start()
+
     async def settled(self) -> None:
         """Every accepted connection has its protocol."""
         if self._tasks:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import logging
 import os
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from .channel import Channel
+from .load import own_traceback
 from .notify import notify
 from .scoreboard import GONE, STATES, Record
 
 DrainCallback = Callable[[], "Awaitable[object] | object"]
+MessageCallback = Callable[[Any], "Awaitable[object] | object"]
+ServeOn = Callable[[int, Sequence[socket.socket]], None]
+
+log = logging.getLogger("deployer.runtime")
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,56 @@ class _Worker:
 
     def __init__(self) -> None:
         self.record: Record | None = None
+        self.channel: Channel | None = None
         self.callbacks: list[DrainCallback] = []
+        self.message_callbacks: list[MessageCallback] = []
+
+    def listen(self, loop: asyncio.AbstractEventLoop, serve_on: ServeOn) -> None:
+        """Hear the manager on the loop. That it is away for good is no reason to stop serving."""
+        if self.channel is not None:
+            loop.add_reader(self.channel.fileno(), self._hear, loop, serve_on)
+
+    def _hear(self, loop: asyncio.AbstractEventLoop, serve_on: ServeOn) -> None:
+        assert self.channel is not None
+        try:
+            found = self.channel.receive()
+        except EOFError:
+            loop.remove_reader(self.channel.fileno())
+            return
+        if found is None:
+            return
+        message, fds = found
+        if message["op"] == "serve":
+            serve_on(message["slot"], [socket.socket(fileno=fd) for fd in fds])
+        elif message["op"] == "message":
+            for callback in list(self.message_callbacks):
+                call(callback, (message["data"],), "on_message")
+
+
+async def _finish(result: Awaitable[object], what: str, callback: object) -> None:
+    try:
+        await result
+    except Exception as error:
+        log.error("%s callback %r failed\n%s", what, callback, own_traceback(error))
+
+
+_tasks: set[asyncio.Task[None]] = set()  # the loop holds tasks weakly
+
+
+def call(callback: Callable[..., object], arguments: Iterable[Any], what: str) -> asyncio.Task[None] | None:
+    """Call what the application gave us, on the loop; the task that awaits what it returned, if that can be awaited.
+    An exception is logged as the application's own."""
+    try:
+        result = callback(*arguments)
+    except Exception as error:
+        log.error("%s callback %r failed\n%s", what, callback, own_traceback(error))
+        return None
+    if not inspect.isawaitable(result):
+        return None
+    task = asyncio.get_running_loop().create_task(_finish(result, what, callback))
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+    return task
 
 
 worker = _Worker()
@@ -42,7 +102,8 @@ def release() -> str | None:
 
 
 def slot() -> int | None:
-    """The worker's slot, from 1; 0 in the preflight worker; None where deployer did not start this process."""
+    """The worker's slot, from 1; None where deployer did not start this process. Ask when you need it: while the module
+    of a preloaded application is imported there is none yet."""
     text = os.environ.get("DEPLOYER_WORKER", "")
     return int(text) if text.isdecimal() else None
 
@@ -75,6 +136,21 @@ def on_drain(callback: DrainCallback) -> DrainCallback:
     giving work back to a queue. Also a decorator.
     """
     worker.callbacks.append(callback)
+    return callback
+
+
+def broadcast(message: Any) -> bool:
+    """Send `message`, anything that JSON can hold (64 KiB), to every worker of the application, this one too: of every
+    slot, old releases and new. From any thread. Those that have registered with `on_message` by then hear it, at most
+    once; what must not be lost belongs into a store. False where there is no manager to pass it on, or it is too busy
+    to take more."""
+    return worker.channel is not None and worker.channel.send({"op": "broadcast", "data": message})
+
+
+def on_message(callback: MessageCallback) -> MessageCallback:
+    """Call `callback(message)` on the event loop for each broadcast; what it returns is awaited, if it can be. Also a
+    decorator."""
+    worker.message_callbacks.append(callback)
     return callback
 
 

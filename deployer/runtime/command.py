@@ -1,5 +1,7 @@
 """The worker's command line: `__main__.py [--check] [options] module:object`.
 
+--template           import the application once, and fork workers when the manager asks for one
+--post-fork M:F      call this function of the application's in each worker before it serves
 --check              import the application and say what it is; exit 1 with its traceback when it cannot be
 --threads N          of a WSGI application
 --drain-timeout S    when SIGKILL comes after SIGTERM
@@ -15,15 +17,18 @@ import atexit
 import faulthandler
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from . import api, imports, parts
+from . import api, imports, parts, template
+from .channel import Channel
 from .counting import Counting
-from .load import App, CannotLoadError, load
+from .load import App, CannotLoadError, load, load_hook, own_traceback
 from .scoreboard import Record, Scoreboard
-from .serve import StartupFailedError, Worker, has_living_threads, inherited, new_loop
+from .serve import StartupFailedError, Worker, group_of, has_living_threads, inherited, new_loop
 
 FAILED = 1
 KEEP_ALIVE_S = 75  # longer than the proxies in front keep theirs: they close, we never race them
@@ -37,7 +42,9 @@ def main(words: Sequence[str]) -> int:
     faulthandler.enable()  # SIGABRT: every thread's stack into the log
     imports.offer_api()
     try:
-        return _check(arguments) if arguments.check else _serve(arguments)
+        if arguments.check:
+            return _check(arguments)
+        return _serve_forked(arguments) if arguments.template else _serve_alone(arguments)
     except (CannotLoadError, parts.Missing) as error:
         sys.stderr.write(str(error).rstrip("\n") + "\n" if "\n" in str(error) else f"error: {error}\n")
         return FAILED
@@ -47,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deployer.runtime", description="A worker of [worker] app.")
     parser.add_argument("app", help="module:object or module:factory()")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--template", action="store_true")
+    parser.add_argument("--post-fork")
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--drain-timeout", type=float, default=DRAIN_TIMEOUT_S)
     parser.add_argument("--greedy", action="store_true")
@@ -64,27 +73,70 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Prepared:
+    """An application that is imported, and what is to serve it."""
+
+    app: App
+    config: Any  # uvicorn's
+    counting: Counting
+    post_fork: Callable[[], object] | None
+
+
+def _prepare(arguments: argparse.Namespace) -> Prepared:
     offer = _offer(arguments.lend)
     imports.lend(parts.server(offer))
-    listeners = inherited()
-    group = os.fstat(listeners[0].fileno()).st_ino if listeners else 0
-    record = api.worker.record = _claim(group)
-    counting = Counting(record)
+    counting = Counting()
     config = _config(counting)
     app = load(arguments.app)
     if app.kind == "wsgi":
         imports.lend(parts.wsgi(offer))
-        if record is not None:
-            record.set("threads", arguments.threads)
-    counting.serve(_as_asgi3(app, arguments.threads), _with_proxy_headers(config))
+    post_fork = None if arguments.post_fork is None else load_hook(arguments.post_fork)
+    return Prepared(app, config, counting, post_fork)
+
+
+def _serve_alone(arguments: argparse.Namespace) -> int:
+    listeners = inherited()
+    api.worker.channel = Channel.from_environment()
+    api.worker.record = _claim(group_of(listeners))  # before the import: what that reports is seen
+    return _serve(_prepare(arguments), arguments, listeners)
+
+
+def _serve_forked(arguments: argparse.Namespace) -> int:
+    """As the template; and as each worker that is forked from it."""
+    channel = Channel.from_environment()
+    assert channel is not None, "a template forks for the manager"
+    prepared = _prepare(arguments)
+    prepared.config.load()
+    try:
+        order = template.run(channel)
+    except EOFError:
+        return 0  # keeper and manager are gone: the next manager makes a template of its own
+    if order is None:
+        return 0
+    api.worker.channel = Channel.from_environment()
+    api.worker.record = _claim(group_of(order.sockets))
+    return _serve(prepared, arguments, order.sockets)
+
+
+def _serve(prepared: Prepared, arguments: argparse.Namespace, listeners: list[socket.socket]) -> int:
+    record = api.worker.record
+    if prepared.post_fork is not None:
+        try:
+            prepared.post_fork()
+        except Exception as error:
+            raise CannotLoadError(own_traceback(error) + f"(in post_fork = {arguments.post_fork!r})\n") from None
+    if prepared.app.kind == "wsgi" and record is not None:
+        record.set("threads", arguments.threads)
+    asgi = _as_asgi3(prepared.app, arguments.threads)
+    prepared.counting.serve(asgi, _with_proxy_headers(prepared.config), record)
     loop = new_loop()
     asyncio.set_event_loop(loop)
     worker: Worker | None = None
 
     async def run() -> None:
         nonlocal worker
-        worker = Worker(config, counting, record, arguments.drain_timeout, greedy=arguments.greedy)
+        worker = Worker(prepared.config, prepared.counting, record, arguments.drain_timeout, greedy=arguments.greedy)
         await worker.run(listeners)
 
     try:

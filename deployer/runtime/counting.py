@@ -20,6 +20,7 @@ _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _DEAF_S = 0.05  # what a send into an ended stream takes: an application that never looks up must not take the loop
 ENDLESS = "deployer.event_stream"  # in the scope of one
 CLOSE = (b"connection", b"close")
+PROBE = b"deployer-probe"  # a header that the manager's health checks have: they are no visitors
 
 
 class Stream:
@@ -62,28 +63,37 @@ class Stream:
 class Counting:
     """The application that uvicorn calls, without middleware of its own. `serve` sets what it is."""
 
-    def __init__(self, record: Record | None) -> None:
+    def __init__(self) -> None:
         self.streams: set[Stream] = set()
         self.is_last: Callable[[Any], bool] | None = None
         """In a drain: is the answer that this `send` is for the last one on its connection?"""
-        self._record = record
         self._app: Any = None
         self._proxied: Any = None
+
+    def serve(self, app: Any, with_proxy_headers: Callable[[Any], Any], record: Record | None) -> None:
+        """`with_proxy_headers` is uvicorn's middleware: it is asked when there are such headers, not each time."""
+        self._app, self._proxied = app, with_proxy_headers(self._counted)
+        self._record = record
         if record is None:
             self._statuses = memoryview(bytearray(8 * STATUSES)).cast("Q")
             self._histogram = memoryview(bytearray(8 * BUCKETS)).cast("Q")
         else:
             self._statuses, self._histogram = record.statuses, record.histogram
 
-    def serve(self, app: Any, with_proxy_headers: Callable[[Any], Any]) -> None:
-        """`with_proxy_headers` is uvicorn's middleware: it is asked when there are such headers, not each time."""
-        self._app, self._proxied = app, with_proxy_headers(self._counted)
+    @property
+    def moved(self) -> int:
+        """Parts of bodies that the threads of a WSGI application have taken and given."""
+        moved: int = getattr(self._app, "moved", 0)
+        return moved
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         kind = scope["type"]
         if kind == "http":
             names = dict(scope["headers"])
             if b"x-forwarded-for" not in names and b"x-forwarded-proto" not in names:
+                if PROBE in names:
+                    await self._app(scope, receive, self._uncounted(send))
+                    return
                 # The body of `_counted` is here once more: a call less for nearly every request.
                 counted = self._counter(scope, send)
                 try:
@@ -141,6 +151,16 @@ class Counting:
             return send(message)
 
         return counted
+
+    def _uncounted(self, send: Any) -> Any:
+        """The `send` of a request that is not a visitor's; in a drain its connection ends like any other."""
+
+        def passed(message: Any) -> Any:
+            if self.is_last is not None and message["type"] == "http.response.start" and self.is_last(send):
+                message = _closing(message)
+            return send(message)
+
+        return passed
 
     def _failed(self, error: Exception, counted: Any) -> None:
         """An application that raises is answered for by uvicorn, with 500, which passes by us."""

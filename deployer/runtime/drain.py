@@ -12,12 +12,12 @@ in the end       what is still under way when the time is over is cut, counted a
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from .api import call
 from .connections import (
     be_gentle,
     has_begun,
@@ -30,7 +30,6 @@ from .connections import (
     untaken,
 )
 from .counting import Counting
-from .load import own_traceback
 
 LOOK_S = 0.05
 LINGER_S = 5.0
@@ -94,7 +93,8 @@ class Drain:
 
     def call(self, callbacks: Iterable[Any]) -> None:
         """Run the application's own `on_drain`s beside the drain."""
-        self._callbacks = [self._loop.create_task(_call(callback)) for callback in callbacks]
+        tasks = [call(callback, (), "on_drain") for callback in callbacks]
+        self._callbacks = [task for task in tasks if task is not None]
 
     async def run(self) -> Cut:
         while not self._is_over():
@@ -187,12 +187,3 @@ class Drain:
         if cut:
             log.warning("drain: time is over: cut %d requests and %d other connections", requests, connections)
         return cut
-
-
-async def _call(callback: Any) -> None:
-    try:
-        result = callback()
-        if inspect.isawaitable(result):
-            await result
-    except Exception as error:
-        log.error("on_drain callback %r failed\n%s", callback, own_traceback(error))

@@ -58,6 +58,14 @@ def find(target: str) -> tuple[str, Any]:
     return module_name, found
 
 
+def load_hook(target: str) -> Any:
+    """The function of `post_fork = "module:function"`. CannotLoadError as for an application."""
+    module_name, found = find(target)
+    if not callable(found):
+        raise CannotLoadError(f"{module_name} has {target!r}, but {type(found).__name__} objects cannot be called")
+    return found
+
+
 def _imported(name: str) -> Any:
     try:
         return import_module(name)

@@ -244,6 +244,11 @@ class Scoreboard:
                 return Row(index=index, histogram=counts, **integers, **reals, **texts)  # type: ignore[arg-type]
         return None  # its writer died amid a text
 
+    @property
+    def used(self) -> int:
+        """Records that were ever claimed; what comes after is empty."""
+        return self.words[_USED]
+
     def base(self, index: int) -> int:
         """The first word of a record."""
         return (HEADER + index * RECORD) // 8

@@ -18,7 +18,7 @@ from . import api
 from .accept import Acceptor
 from .connections import http_class, is_websocket, websocket_class
 from .counting import Counting
-from .drain import Cut, Drain
+from .drain import Drain
 from .notify import notify
 from .scoreboard import DRAINING, GONE, SERVING, Record
 
@@ -52,6 +52,8 @@ class Worker:
         """Until it was told to stop and has drained."""
         from uvicorn.server import ServerState
 
+        self._listeners = list(listeners)
+
         config = self._config
         if not config.loaded:
             config.load()
@@ -60,7 +62,9 @@ class Worker:
         await lifespan.startup()
         if lifespan.should_exit:
             raise StartupFailedError
-        self._acceptor = Acceptor(listeners, self._protocol_factory(lifespan.state), self._record, greedy=self._greedy)
+        self._acceptor = Acceptor(
+            self._listeners, self._protocol_factory(lifespan.state), self._record, greedy=self._greedy
+        )
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self._stop.set)
@@ -69,13 +73,32 @@ class Worker:
         if self._record is not None:
             self._record.move(SERVING)
         notify("READY=1")
+        api.worker.listen(loop, self._serve_on)
         heart = loop.create_task(self._heart())
         await self._stop.wait()
         kill_at = loop.time() + self._drain_timeout
-        cut = await self._drain()
+        await self._drain()
         await self._shut_down(lifespan, max(GOODBYE_S, kill_at - GOODBYE_S - loop.time()))
         heart.cancel()
-        self._leave(cut)
+        self._leave()
+
+    def _serve_on(self, slot: int, sockets: Sequence[socket.socket]) -> None:
+        """The preflight is over: these are the sockets that visitors come to. Being told twice is no harm."""
+        if self._stop.is_set():
+            close_all(sockets)
+            return
+        if inodes(sockets) == inodes(self._listeners):
+            close_all(sockets)
+        else:
+            os.environ["DEPLOYER_WORKER"] = str(slot)
+            self._listeners = list(sockets)
+            if self._record is not None:
+                self._record.set("slot", slot)
+                self._record.set("group", group_of(sockets))
+            self._acceptor.move(sockets)
+            if self._record is not None:
+                self._record.move(SERVING)
+        notify("READY=1")
 
     def _protocol_factory(self, app_state: dict[str, Any]) -> Any:
         config, closed = self._config, self._acceptor_closed
@@ -87,7 +110,7 @@ class Worker:
     def _acceptor_closed(self) -> None:
         self._acceptor.closed()
 
-    async def _drain(self) -> Cut:
+    async def _drain(self) -> None:
         notify("STOPPING=1")
         if self._record is not None:
             self._record.move(DRAINING)
@@ -96,8 +119,10 @@ class Worker:
         drain = Drain(self._state, self._counting, self._drain_timeout)
         drain.call(api.worker.callbacks)
         cut = await drain.run()
+        if self._record is not None:
+            self._record.set("cut_requests", cut.requests)
+            self._record.set("cut_connections", cut.connections)
         self.is_stuck = bool(cut) or self._under_way() > 0
-        return cut
 
     async def _shut_down(self, lifespan: Any, limit_s: float) -> None:
         """What is left of the drain's time is the application's."""
@@ -106,13 +131,10 @@ class Worker:
         except asyncio.TimeoutError:  # noqa: UP041  # another class before Python 3.11
             log.warning("the application's shutdown did not end in time")
 
-    def _leave(self, cut: Cut) -> None:
-        if self._record is None:
-            return
-        self._beat()
-        self._record.set("cut_requests", cut.requests)
-        self._record.set("cut_connections", cut.connections)
-        self._record.move(GONE)
+    def _leave(self) -> None:
+        if self._record is not None:
+            self._beat()
+            self._record.move(GONE)
 
     # Every BEAT_S
 
@@ -136,8 +158,8 @@ class Worker:
         self._before = open_now
         record.set("websockets", sum(map(is_websocket, self._state.connections)))
         threads = record.get("threads")
-        # With every thread taken and none that finished anything, nothing moves although the loop turns.
-        finished = self._state.total_requests
+        # With every thread taken and none that finished or moved anything, all is stuck although the loop turns.
+        finished = self._state.total_requests + self._counting.moved
         if not threads or under_way < threads or finished != self._finished:
             self._finished = finished
             record.set_real("progress", now)
@@ -150,6 +172,20 @@ class Worker:
         """Those that every answer carries."""
         date = (b"date", formatdate(time.time(), usegmt=True).encode())
         self._state.default_headers = [date, *self._config.encoded_headers]
+
+
+def group_of(listeners: Sequence[socket.socket]) -> int:
+    """What workers that compete for the same visitors have in common."""
+    return os.fstat(listeners[0].fileno()).st_ino if listeners else 0
+
+
+def inodes(sockets: Sequence[socket.socket]) -> list[int]:
+    return [os.fstat(sock.fileno()).st_ino for sock in sockets]
+
+
+def close_all(sockets: Sequence[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
 
 
 def inherited() -> list[socket.socket]:

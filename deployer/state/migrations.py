@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """PRAGMA user_version of what schema.sql makes."""
 
 STEPS = {
@@ -23,6 +23,10 @@ STEPS = {
             finished_at REAL,
             failure     TEXT
         ) STRICT;
+    """,
+    2: """
+        ALTER TABLE rollouts ADD COLUMN cut TEXT;
+        ALTER TABLE workers ADD COLUMN retired_by INTEGER;
     """,
 }
 """From the version that is the key to the next one."""

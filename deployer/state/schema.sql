@@ -44,7 +44,8 @@ CREATE TABLE rollouts (
     finished_at REAL,
     outcome     TEXT,
     exit_code   INTEGER,
-    serving     TEXT
+    serving     TEXT,
+    cut         TEXT                   -- wire.schema.Cut, JSON: what the ends of the workers it retired cut
 ) STRICT;
 
 CREATE TABLE journal (                 -- every fact that moved a rollout, in order
@@ -78,7 +79,8 @@ CREATE TABLE workers (                 -- processes that run, or whose end has n
     notified   INTEGER NOT NULL DEFAULT 0,  -- it sent READY=1
     spawned_at REAL NOT NULL,          -- seconds since boot, as all *_at of this table
     ready_at   REAL,
-    drain_at   REAL                    -- when SIGTERM was sent
+    drain_at   REAL,                   -- when SIGTERM was sent
+    retired_by INTEGER                 -- the rollout it went for, where there was one
 ) STRICT;
 
 CREATE TABLE slots (                   -- what is known of a slot beyond its workers

@@ -42,6 +42,7 @@ class WorkerRow(msgspec.Struct, frozen=True):
     spawned_at: float
     ready_at: float | None
     drain_at: float | None
+    retired_by: int | None
 
 
 class SlotRow(msgspec.Struct, frozen=True):
@@ -216,6 +217,11 @@ class Store:
     def row(self, query: str, *parameters: Any) -> sqlite3.Row | None:
         found: sqlite3.Row | None = self._db.execute(query, parameters).fetchone()
         return found
+
+    def last_scale(self) -> int | None:
+        """The rollout that last changed the number of slots by itself."""
+        row = self.row("SELECT max(id) AS id FROM rollouts WHERE kind = 'scale'")
+        return None if row is None else row["id"]
 
     # Workers and slots
 

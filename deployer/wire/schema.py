@@ -6,6 +6,10 @@ from typing import Any
 
 import msgspec
 
+PREFLIGHT_SLOT = 0
+TEMPLATE_SLOT = -1
+"""Slots that no visitor is sent to: the preflight worker's, and that of the process that workers are forked from."""
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Unknown fields are ignored: a client may be older than the manager it asks."""
@@ -26,12 +30,57 @@ class WorkerInfo(Message, frozen=True, kw_only=True):
     slot: int
     pid: int | None
     release: str | None
-    state: str  # starting | ready | unhealthy | draining | backoff
+    state: str  # starting | ready | recycling | unhealthy | hung | draining | backoff
     uptime_s: float
     restarts: int
     rss_bytes: int
     cpu_percent: float
     last_exit: LastExit | None = None
+    traffic: Traffic | None = None  # of an `app` that deployer serves itself; None for plain commands
+    why: str | None = None  # it is to be replaced, or what somebody should know of it
+    recycled: Recycled | None = None  # the last one of the slot that was replaced for such a reason
+
+
+class Traffic(Message, frozen=True, kw_only=True):
+    """What a worker says of its visitors. Rates are of the last `window_s` seconds, totals of its life."""
+
+    window_s: float
+    requests_per_s: float
+    p50_ms: float | None  # to the head of the answer; None without answers in the window
+    p99_ms: float | None
+    error_ratio: float | None  # 5xx among the answers of the window
+    requests: int
+    status_1xx: int
+    status_2xx: int
+    status_3xx: int
+    status_4xx: int
+    status_5xx: int
+    broken: int  # answers that an error of the application ended before they were whole
+    connections: int
+    websockets: int  # of these
+    in_flight: int  # requests that are being answered
+    last_error: str | None
+    last_error_at: float | None  # seconds since the epoch
+    report: str | None  # what the application itself said by `deployer.runtime.report`
+
+
+class Cut(Message, frozen=True, kw_only=True):
+    """What was still under way when the time to drain was over, and was ended."""
+
+    requests: int
+    connections: int  # websockets, streams, answers that nobody fetched
+    drain_timeout: str
+    estimated: bool = False  # a worker was killed before it could count: what it last said was open
+
+
+class Recycled(Message, frozen=True, kw_only=True):
+    """A worker that came to a limit of `[worker]` and was replaced; that is no death of it."""
+
+    at: float  # seconds since the epoch
+    pid: int
+    release: str
+    reason: str  # memory | max_age | hung
+    text: str
 
 
 class LastExit(Message, frozen=True, kw_only=True):
@@ -44,6 +93,16 @@ class LastExit(Message, frozen=True, kw_only=True):
     signal: str | None
     text: str  # "exit code 1", "killed by SIGSEGV"
     tail: list[str]  # its last log lines
+
+
+class TemplateInfo(Message, frozen=True, kw_only=True):
+    """The process that workers of a release with `preload` are forked from."""
+
+    release: str
+    pid: int
+    state: str  # starting | ready | draining
+    rss_bytes: int
+    standby_left_s: float | None  # of a release that is not live: how much longer it stays for a rollback at once
 
 
 class ManagerInfo(Message, frozen=True, kw_only=True):
@@ -74,6 +133,8 @@ class RolloutInfo(Message, frozen=True, kw_only=True):
     tail: list[str] = []  # last log lines of the worker, or of the hook, that failed
     warnings: list[str] = []  # what went wrong without changing the outcome
     place: int | None = None  # of a queued one: 1 is next
+    cut: Cut | None = None  # by the ends of the workers that it retired; None: nothing was
+    draining: int = 0  # workers that it retired and that are not through with their visitors
 
 
 class Status(Message, frozen=True, kw_only=True):
@@ -88,6 +149,7 @@ class Status(Message, frozen=True, kw_only=True):
     config_file: str
     root: str
     queued: list[RolloutInfo] = []  # those that wait their turn, next first
+    templates: list[TemplateInfo] = []
 
 
 class ReleaseInfo(Message, frozen=True, kw_only=True):

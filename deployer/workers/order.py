@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import errno
-import functools
 import grp
-import importlib.util
 import os
 import pwd
 import resource
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from deployer.config.command import fill, split
 from deployer.config.model import Worker as WorkerConfig
 from deployer.config.rules import rlimit
 from deployer.releases.release import Release, activate, base_environment
-from deployer.runtime import parts
-from deployer.units import parse_duration
+from deployer.releases.served import program
 from deployer.workers.shim import FIRST_FD
 
 OPEN_FILES = "DEPLOYER_OPEN_FILES"
-RUNTIME = str(Path(parts.__file__).with_name("__main__.py"))
 
 
 def command(template: str, *, names: Sequence[str], slot: int, release: str) -> list[str]:
@@ -38,29 +32,10 @@ def command(template: str, *, names: Sequence[str], slot: int, release: str) -> 
     return [fill(word, fields) for word in split(template)]
 
 
-def served(release: Release) -> list[str]:
-    """The argument list for `[worker] app`: deployer's runtime, on the release's own interpreter.
-
-    Where that has no environment of its own, it is ours, and what the runtime needs is there.
-    """
-    worker, environment = release.config.worker, release.environment
-    assert worker.app is not None
-    python = sys.executable if environment is None else str(environment / "bin" / "python")
-    drain = f"--drain-timeout={parse_duration(worker.drain_timeout):g}"
-    return [python, RUNTIME, drain, f"--threads={worker.threads}", *(lent() if environment else []), worker.app]
-
-
-@functools.cache
-def lent() -> list[str]:
-    """deployer's own packages, should the application's environment have no server; found without importing them."""
-    found = []
-    for name in (*parts.SERVER, "a2wsgi"):
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.origin is not None:
-            file = Path(spec.origin)
-            place = file.parent.parent if file.name == "__init__.py" else file.parent
-            found.append(f"--lend={sys.implementation.cache_tag}:{name}={place}")
-    return found
+def served(release: Release, *, template: bool = False) -> list[str]:
+    """The argument list for `[worker] app`: deployer's runtime, on the release's own interpreter; or for the template
+    that such workers are forked from."""
+    return program(release.config.worker, release.environment, template=template)
 
 
 def environment(

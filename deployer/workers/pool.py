@@ -27,11 +27,12 @@ from deployer.osutil.tasks import watched
 from deployer.paths import Layout
 from deployer.releases.release import Release
 from deployer.rollout.events import Failure
+from deployer.runtime.channel import Channel
 from deployer.runtime.scoreboard import Scoreboard
 from deployer.state.store import Store, WorkerRow
 from deployer.units import parse_duration
-from deployer.wire.schema import LogLine
-from deployer.workers import order, shim, start
+from deployer.wire.schema import TEMPLATE_SLOT, LogLine
+from deployer.workers import cut, order, shim, start
 from deployer.workers.board import Board
 from deployer.workers.readiness import until_ready
 from deployer.workers.start import STREAMS
@@ -39,11 +40,14 @@ from deployer.workers.worker import Exit, Listener, State, Worker
 
 log = structlog.get_logger()
 
+MOVE_LIMIT_S = 10.0  # how long a worker that was proven may take to accept on the sockets it is handed
+DUMP_S = 5.0  # for a worker that hangs to print its stacks, before SIGKILL
 KEEPER_TELLS_S = 1.0  # how long the keeper may take to report a worker that it reaped
 
 
 class Pool:
-    """The workers there are. `on_ready`, `on_never_ready` and `on_exit` tell whoever decides."""
+    """The workers there are. `on_ready`, `on_never_ready` and `on_exit` tell whoever decides, `on_draining` who
+    watches."""
 
     def __init__(
         self, *, app: str, store: Store, keeper: KeeperLink, layout: Layout, log: AppLog, base_env: Mapping[str, str]
@@ -52,69 +56,115 @@ class Pool:
         self.on_ready: Callable[[Worker], None] = lambda worker: None
         self.on_never_ready: Callable[[Worker, Failure], None] = lambda worker, failure: None
         self.on_exit: Callable[[Worker], None] = lambda worker: None
+        self.on_unsafe: Callable[[Worker, str], None] = lambda worker, what: None
+        self.on_draining: Callable[[], None] = lambda: None
         self._app, self._store, self._keeper = app, store, keeper
         self._layout, self._log, self._base_env = layout, log, base_env
         self.board = Board(layout.scoreboard)
 
     # Starting
 
-    def spawn(self, slot: int, generation: int, release: Release, listeners: Sequence[Listener]) -> Worker:
-        """Start a worker. What its program makes of it is heard later. OSError: it cannot be started."""
+    def spawn(
+        self, slot: int, generation: int, release: Release, listeners: Sequence[Listener], *, as_slot: int | None = None
+    ) -> Worker:
+        """Start a worker, by its release's template where that is ready. What its program makes of it is heard later.
+        OSError: it cannot be started. `as_slot`: what it is told, where that is to become its slot."""
         limits = order.limits(release.config.worker, self._base_env)
         if release.config.worker.app is not None:
             owner = [-1 if limits[key] is None else limits[key] for key in ("uid", "gid")]
             Scoreboard.create(self._layout.scoreboard, uid=owner[0], gid=owner[1])
-        waiting = start.begin(self._layout.notify, [listener.sock.fileno() for listener in listeners])
+        waiting, forked = self._begin(slot, release, [listener.sock.fileno() for listener in listeners])
         try:
-            row = self._record(slot, generation, release, waiting.pid)
+            worker = self._record(slot, generation, release, listeners, waiting.pid)
         except BaseException:
             waiting.cancel()
             raise
-        worker = Worker.of_row(row, release, listeners, os.pidfd_open(row.pid))
-        worker.notify = waiting.notify
-        self.workers[row.id] = worker
+        worker.notify, worker.channel = waiting.notify, waiting.channel
+        self.workers[worker.id] = worker
         self._keep(worker, waiting.held)
-        waiting.order({**self._order(worker), **limits, "hold": waiting.held})
+        what = self._order(worker, slot if as_slot is None else as_slot, forked=forked)
+        waiting.order({**what, **limits, "hold": waiting.held, "channel": waiting.line})
         self._attach(worker, waiting.held)
         return worker
 
-    def _record(self, slot: int, generation: int, release: Release, pid: int) -> WorkerRow:
+    def spawn_template(self, generation: int, release: Release) -> Worker:
+        """Start the process that workers of `release` are to be forked from."""
+        return self.spawn(TEMPLATE_SLOT, generation, release, ())
+
+    def template(self, release: str) -> Worker | None:
+        """The one that workers of `release` can be forked from now."""
+        found = (w for w in self.workers.values() if w.slot == TEMPLATE_SLOT and w.release.name == release)
+        usable = (w for w in found if w.state is State.READY and w.exit is None and w.channel is not None)
+        return next(usable, None)
+
+    def _begin(self, slot: int, release: Release, sockets: Sequence[int]) -> tuple[start.Waiting, bool]:
+        """A process that waits for its order, and whether it was forked from a template."""
+        template = self.template(release.name) if slot != TEMPLATE_SLOT else None
+        if template is not None and template.channel is not None:
+            try:
+                fork = start.fork_from(template.channel)
+                return start.begin(self._layout.notify, sockets, fork, channel=True), True
+            except OSError as error:
+                log.error("template.cannot_fork", release=release.name, pid=template.pid, error=str(error))
+                self.retire(template, now=True)  # it is made anew; this worker boots on its own
+        has_channel = release.config.worker.app is not None
+        return start.begin(self._layout.notify, sockets, start.spawn, channel=has_channel), False
+
+    def _record(self, slot: int, generation: int, release: Release, listeners: Sequence[Listener], pid: int) -> Worker:
+        """Commit that it is there; only then it gets its order."""
+        values = {"slot": slot, "generation": generation, "release": release.name, "pid": pid}
         with self._store.transaction():
             row = self._store.add_worker(
-                slot=slot,
-                generation=generation,
-                release=release.name,
-                pid=pid,
-                ticks=start_ticks(pid) or 0,
-                state=State.STARTING,
-                spawned_at=uptime(),
+                **values, ticks=start_ticks(pid) or 0, state=State.STARTING, spawned_at=uptime()
             )
-            self._store.emit("worker.starting", slot=slot, pid=pid, release=release.name)
-        return row
+            worker = Worker.of_row(row, release, listeners, os.pidfd_open(pid))
+            self._emit(worker, "starting")
+        return worker
 
-    def _order(self, worker: Worker) -> dict[str, Any]:
+    def _order(self, worker: Worker, slot: int, *, forked: bool) -> dict[str, Any]:
         release, names = worker.release, [listener.name for listener in worker.listeners]
         assert worker.notify is not None
         own = {
             "DEPLOYER_APP": self._app,
             "DEPLOYER_RELEASE": release.name,
-            "DEPLOYER_WORKER": str(worker.slot),
+            "DEPLOYER_WORKER": str(max(slot, 0)),
             "DEPLOYER_ROOT": str(self._layout.root),
             "NOTIFY_SOCKET": worker.notify.getsockname(),
         }
         template = release.config.worker.command or ""
         sockets = [listener.sock.fileno() for listener in worker.listeners]
         if release.config.worker.app is not None:
-            argv = order.served(release)
+            argv = order.served(release, template=worker.slot == TEMPLATE_SLOT)
             own |= {"DEPLOYER_SCOREBOARD": str(self._layout.scoreboard), "DEPLOYER_GENERATION": str(worker.generation)}
         else:
             argv = order.command(template, names=names, slot=worker.slot, release=release.name)
         return {
             "argv": argv,
-            "env": order.environment(self._base_env, release, own, names),
+            "env": order.environment(self._base_env, release, own, [] if forked else names),
             "cwd": str(release.directory),
             "sockets": sockets * 2 if "{fd" in template else sockets,
         }
+
+    # From the preflight into a slot
+
+    def move(self, worker: Worker, slot: int, listeners: Sequence[Listener]) -> None:
+        """Make the preflight's worker that of a slot: it is handed the sockets that visitors come to, and says READY=1
+        once more when it accepts there. Committed first: the next manager hands them over again."""
+        worker.slot, worker.listeners, worker.state = slot, tuple(listeners), State.STARTING
+        worker.ready_said.clear()
+        worker.started.clear()
+        worker.ready_deadline = uptime() + MOVE_LIMIT_S
+        with self._store.transaction():
+            self._store.update("workers", "id", worker.id, slot=slot, state=State.STARTING, notified=0)
+            self._emit(worker, "starting")
+        self._hand_over(worker)
+        worker.tasks.append(watched(self._watch_start(worker)))
+
+    def _hand_over(self, worker: Worker) -> None:
+        """Does no harm to a worker that has the sockets already."""
+        if worker.channel is not None:
+            sockets = [listener.sock.fileno() for listener in worker.listeners]
+            worker.channel.send({"op": "serve", "slot": worker.slot}, sockets)
 
     # Taking over from a manager that died
 
@@ -126,14 +176,19 @@ class Pool:
         worker = Worker.of_row(row, release, listeners, pidfd)
         self.workers[row.id] = worker
         worker.notify = self._inherit_notify(row.id)
+        worker.channel = self._inherit_channel(row.id)
         held = tuple(self._inherit_pipe(worker, number) for number in range(len(STREAMS)))
         self._keep(worker, held)
         self._attach(worker, held)
+        if worker.state is State.STARTING and worker.in_slot:
+            worker.ready_deadline = max(worker.ready_deadline, uptime() + MOVE_LIMIT_S)
+            self._hand_over(worker)
         if worker.state is State.DRAINING and worker.drain_at is None:
             worker.drain_at = uptime()
             self._ask_to_stop(worker)
         elif worker.state is State.DRAINING:
             self._schedule_kill(worker)
+            self.on_draining()
         return worker
 
     def bury(self, row: WorkerRow, release: Release) -> None:
@@ -145,7 +200,7 @@ class Pool:
         code = None if status is None else os.waitstatus_to_exitcode(status)
         worker = Worker.of_row(row, release, (), -1)
         worker.exit = Exit(code)
-        worker.notify = self._inherit_notify(row.id)
+        worker.notify, worker.channel = self._inherit_notify(row.id), self._inherit_channel(row.id)
         for number in range(len(STREAMS)):  # what it printed last is still in its pipes
             fd = self._keeper.held.pop(_log_key(row.id, number), None)
             if fd is not None:
@@ -162,6 +217,11 @@ class Pool:
         """None when the keeper is gone too: the worker cannot tell any more that it is ready."""
         fd = self._keeper.held.pop(_notify_key(number), None)
         return None if fd is None else socket.socket(fileno=fd)
+
+    def _inherit_channel(self, number: int) -> Channel | None:
+        """None when the keeper is gone too, and for a `command`."""
+        fd = self._keeper.held.pop(_channel_key(number), None)
+        return None if fd is None else Channel(socket.socket(fileno=fd))
 
     def _inherit_pipe(self, worker: Worker, number: int) -> int:
         """From the keeper; when it is gone too, opened again through the worker's own end (proc(5), /proc/PID/fd)."""
@@ -185,6 +245,8 @@ class Pool:
         worker.readers = [LineReader(fd, self._line_taker(worker, number)) for number, fd in enumerate(held)]
         if worker.notify is not None:
             loop.add_reader(worker.notify, self._on_notify, worker)
+        if worker.channel is not None:
+            loop.add_reader(worker.channel.fileno(), self._on_channel, worker)
         loop.add_reader(worker.pidfd, self._on_pidfd, worker)
         if worker.state is State.STARTING:
             worker.tasks.append(watched(self._watch_start(worker)))
@@ -204,9 +266,7 @@ class Pool:
         seconds = round(worker.ready_at - worker.spawned_at, 3)
         with self._store.transaction():
             self._store.update("workers", "id", worker.id, state=State.READY, ready_at=worker.ready_at)
-            self._store.emit(
-                "worker.ready", slot=worker.slot, pid=worker.pid, release=worker.release.name, seconds=seconds
-            )
+            self._emit(worker, "ready", seconds=seconds)
         worker.started.set()
         self.on_ready(worker)
 
@@ -239,33 +299,74 @@ class Pool:
                 worker.ready_deadline = max(worker.ready_deadline, uptime() + int(value) / 1e6)
         worker.notify.recv(8192, socket.MSG_DONTWAIT)
 
+    def _on_channel(self, worker: Worker) -> None:
+        """What a worker of an `app`, or its template, has to say."""
+        try:
+            while worker.channel is not None and (found := worker.channel.receive()) is not None:
+                message, fds = found
+                for fd in fds:
+                    os.close(fd)
+                if message["op"] == "broadcast":
+                    self._broadcast(message["data"])
+                elif message["op"] == "unsafe":
+                    self.on_unsafe(worker, message["what"])
+        except EOFError:
+            if worker.channel is not None:
+                asyncio.get_running_loop().remove_reader(worker.channel.fileno())
+
+    def _broadcast(self, data: Any) -> None:
+        for other in self.workers.values():
+            if other.channel is None or other.slot == TEMPLATE_SLOT or other.exit is not None:
+                continue
+            if not other.channel.send({"op": "message", "data": data}):
+                log.warning("worker.message_lost", slot=other.slot, pid=other.pid)
+
     # Ending
 
-    def retire(self, worker: Worker, *, now: bool = False) -> None:
-        """Ask the worker to finish and go; after its drain timeout, or `now`, its whole group is killed."""
+    def retire(self, worker: Worker, *, now: bool = False, rollout: int | None = None) -> None:
+        """Ask the worker to finish and go; after its drain timeout, or `now`, its whole group is killed. `rollout`:
+        what it goes for, and what is told of anything it cuts."""
         if worker.exit is not None:
             return
         if worker.state is not State.DRAINING:
-            worker.state, worker.drain_at = State.DRAINING, uptime()
+            worker.state, worker.drain_at, worker.retired_by = State.DRAINING, uptime(), rollout
             with self._store.transaction():
-                self._store.update("workers", "id", worker.id, state=State.DRAINING)
-                self._store.emit("worker.draining", slot=worker.slot, pid=worker.pid, release=worker.release.name)
+                self._store.update("workers", "id", worker.id, state=State.DRAINING, retired_by=rollout)
+                self._emit(worker, "draining")
             if not now:
                 self._ask_to_stop(worker)
         if now:
             self._kill(worker)
 
     def _ask_to_stop(self, worker: Worker) -> None:
-        """`drain_at` is written after the signal: a draining worker without it may not have been told."""
-        signal_pidfd(worker.pidfd, signal.Signals[worker.release.config.worker.stop_signal])
+        """`drain_at` is written after the signal: a draining worker without it may not have been told.
+
+        One that hangs could finish nothing: SIGABRT makes the runtime print where each of its threads is.
+        """
+        config = worker.release.config.worker
+        if self._hangs(worker):
+            signal_pidfd(worker.pidfd, signal.SIGABRT)
+            worker.drain_limit = DUMP_S
+        else:
+            signal_pidfd(worker.pidfd, signal.Signals[config.stop_signal])
         self._store.update("workers", "id", worker.id, drain_at=worker.drain_at)
         self._schedule_kill(worker)
+        self.on_draining()
+
+    def _hangs(self, worker: Worker) -> bool:
+        """It was found hung, and nothing has moved since."""
+        if worker.hung is None:
+            return False
+        pulse = self.board.pulses().get((worker.pid, worker.ticks))
+        return pulse is not None and getattr(pulse, worker.hung[0]) == worker.hung[1]
 
     def _schedule_kill(self, worker: Worker) -> None:
         worker.tasks.append(watched(self._kill_when_late(worker)))
 
     async def _kill_when_late(self, worker: Worker) -> None:
-        timeout = parse_duration(worker.release.config.worker.drain_timeout)
+        timeout = worker.drain_limit
+        if timeout is None:
+            timeout = parse_duration(worker.release.config.worker.drain_timeout)
         await asyncio.sleep(max(0.0, (worker.drain_at or 0.0) + timeout - uptime()))
         self._kill(worker)
 
@@ -283,6 +384,7 @@ class Pool:
         worker.exit = Exit(code)
         kill_group(worker.pid)
         self._kill_escaped(worker)
+        self._on_channel(worker)  # its last word
         for reader in worker.readers:
             reader.finish()
         with self._store.transaction():  # the end and what is made of it are one commit
@@ -297,6 +399,8 @@ class Pool:
         """What the worker started outside of its process group: it carries the worker's own NOTIFY_SOCKET."""
         if worker.notify is None or self._keeper.pid is None or not self._keeper.alive:
             return
+        if worker.slot == TEMPLATE_SLOT:
+            return  # /proc shows its variables for the workers that were forked from it, too
         killed = kill_escaped(self._keeper.pid, os.getpid(), "NOTIFY_SOCKET", worker.notify.getsockname())
         if killed:
             log.warning("worker.left_behind", slot=worker.slot, pid=worker.pid, killed=killed)
@@ -319,20 +423,26 @@ class Pool:
     def note_exit(self, worker: Worker, code: int | None) -> None:
         number, name, text = describe_exit(code)
         since = worker.drain_at or worker.spawned_at
+        lost = cut.of(worker, self.board.row(worker.pid, worker.ticks))
         with self._store.transaction():
             self._store.delete("workers", "id", worker.id)
-            self._store.emit(
-                "worker.exited",
-                slot=worker.slot,
-                pid=worker.pid,
-                release=worker.release.name,
+            cut.add(self._store, worker.retired_by, lost)
+            self._emit(
+                worker,
+                "exited",
                 code=number,
                 signal=name,
                 text=text,
                 expected=worker.state is State.DRAINING,
                 seconds=round(uptime() - since, 3),
                 tail=list(worker.tail),
+                **cut.fields(lost),
             )
+
+    def _emit(self, worker: Worker, what: str, **facts: Any) -> None:
+        """A template is no worker to those who watch."""
+        name = f"template.{what}" if worker.slot == TEMPLATE_SLOT else f"worker.{what}"
+        self._store.emit(name, slot=worker.slot, pid=worker.pid, release=worker.release.name, **facts)
 
     def _forget(self, worker: Worker) -> None:
         del self.workers[worker.id]
@@ -342,6 +452,8 @@ class Pool:
                 task.cancel()
         if worker.notify is not None:
             asyncio.get_running_loop().remove_reader(worker.notify)
+        if worker.channel is not None:
+            asyncio.get_running_loop().remove_reader(worker.channel.fileno())
         self._release_kept(worker)
         os.close(worker.pidfd)
         worker.ended.set()
@@ -353,12 +465,18 @@ class Pool:
             self._keeper.keep(_log_key(worker.id, number), fd)
         if worker.notify is not None:
             self._keeper.keep(_notify_key(worker.id), worker.notify.fileno())
+        if worker.channel is not None:
+            self._keeper.keep(_channel_key(worker.id), worker.channel.fileno())
 
     def _release_kept(self, worker: Worker) -> None:
         if worker.notify is not None:
             start.close_notify(worker.notify)
             worker.notify = None
         self._keeper.drop(_notify_key(worker.id))
+        if worker.channel is not None:
+            worker.channel.close()
+            worker.channel = None
+        self._keeper.drop(_channel_key(worker.id))
         for number in range(len(STREAMS)):
             self._keeper.drop(_log_key(worker.id, number))
 
@@ -374,3 +492,7 @@ def _log_key(number: int, stream: int) -> str:
 
 def _notify_key(number: int) -> str:
     return f"notify:{number}"
+
+
+def _channel_key(number: int) -> str:
+    return f"channel:{number}"

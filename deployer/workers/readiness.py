@@ -14,6 +14,7 @@ from deployer.rollout.events import Failure
 from deployer.sockets.bind import inode
 from deployer.sockets.peers import peer_inode
 from deployer.units import parse_duration
+from deployer.wire.schema import TEMPLATE_SLOT
 from deployer.workers.listening import holder_of, listens
 from deployer.workers.worker import Worker
 
@@ -25,7 +26,7 @@ SHARED_PROBES = 20  # tries to meet one worker on a socket that others share
 
 async def until_ready(worker: Worker) -> Failure | None:
     """None when the worker is ready; a Failure (`never_ready`) when its time is over."""
-    waiting = asyncio.create_task(_WAYS[worker.release.config.worker.readiness](worker))
+    waiting = asyncio.create_task(_WAYS[_readiness(worker)](worker))
     try:
         while not waiting.done():
             left = worker.ready_deadline - uptime()  # it may have been extended meanwhile
@@ -36,6 +37,11 @@ async def until_ready(worker: Worker) -> Failure | None:
         return None
     finally:
         waiting.cancel()
+
+
+def _readiness(worker: Worker) -> Ready:
+    """A template serves nobody: it tells when it has imported the application."""
+    return Ready.NOTIFY if worker.slot == TEMPLATE_SLOT else worker.release.config.worker.readiness
 
 
 async def serves(worker: Worker, timeout: float) -> bool:
@@ -54,7 +60,7 @@ async def serves(worker: Worker, timeout: float) -> bool:
 
 
 def shares_socket(worker: Worker) -> bool:
-    return worker.slot != 0
+    return worker.in_slot
 
 
 async def health_of(worker: Worker, patience: float = 0.0) -> Answer | None:
@@ -130,7 +136,7 @@ def _too_late(worker: Worker) -> Failure:
         Ready.HTTP: f"did not answer GET {worker.release.config.health.http} as expected",
         Ready.LISTEN: "did not wait for connections on its socket",
         Ready.DELAY: "was not given enough time (ready_delay is longer than ready_timeout)",
-    }[config.readiness]
+    }[_readiness(worker)]
     return Failure(
         reason="never_ready",
         what=f"{worker.name} {expected} within {config.ready_timeout}",

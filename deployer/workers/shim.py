@@ -6,10 +6,11 @@ worker's pid is in state.db; when the manager dies before that, the pipe ends wi
 worker runs that nobody knows of. Being the process itself, it can also set LISTEN_PID to the right pid
 (sd_listen_fds(3)).
 
-    order: {argv, env, cwd, sockets: [fd], hold: [fd], umask, nice, rlimits: [[number, value]], uid, gid, groups: [gid]}
+    order: {argv, env, cwd, sockets: [fd], hold: [fd], channel: fd, umask, nice, rlimits: [[number, value]], uid, gid,
+            groups: [gid]}
 
 `hold` are the reading ends of the worker's own log pipes: while it holds them a dead manager *and* a dead keeper
-cannot break its pipe (EPIPE) under it.
+cannot break its pipe (EPIPE) under it. `channel` is its line to the manager, if it has one, named in DEPLOYER_CHANNEL.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def read_order(fd: int) -> dict[str, Any] | None:
 
 def prepare(order: dict[str, Any]) -> None:
     """Descriptors, limits, user, directory, environment: in that order, since each may need what comes after it."""
-    place_descriptors(order["sockets"], order["hold"])
+    channel = place_descriptors(order["sockets"], order["hold"], order["channel"])
     for number, value in order["rlimits"]:
         set_limit(number, value)
     if order["nice"] is not None:
@@ -74,6 +75,8 @@ def prepare(order: dict[str, Any]) -> None:
     os.chdir(order["cwd"])
     if order["sockets"]:
         order["env"]["LISTEN_PID"] = str(os.getpid())
+    if channel is not None:
+        order["env"]["DEPLOYER_CHANNEL"] = str(channel)
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):  # Python ignores them, and that would be inherited
         _signal.signal(number, _signal.SIG_DFL)
 
@@ -85,20 +88,23 @@ def set_limit(number: int, value: int) -> None:
     resource.setrlimit(number, (value, value if above else hard))
 
 
-def place_descriptors(sockets: list[int], hold: list[int]) -> None:
-    """Sockets from 3 on in their order, the held pipes high up, everything else closed."""
+def place_descriptors(sockets: list[int], hold: list[int], channel: int | None) -> int | None:
+    """Sockets from 3 on in their order, the held pipes and the channel high up, everything else closed. Answers where
+    the channel is."""
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD, HIGH_FD) for fd in sockets]
     held = {fcntl.fcntl(fd, fcntl.F_DUPFD, HIGH_FD) for fd in hold}
+    line = None if channel is None else fcntl.fcntl(channel, fcntl.F_DUPFD, HIGH_FD)
     for number, fd in enumerate(high, FIRST_FD):
         os.dup2(fd, number)
     end = FIRST_FD + len(sockets)
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
-        if fd >= end and fd not in held:
+        if fd >= end and fd not in held and fd != line:
             try:
                 os.close(fd)
             except OSError:
                 pass  # the one listdir itself used
+    return line
 
 
 def complain(order: dict[str, Any], error: Exception, code: int) -> int:

@@ -1,4 +1,4 @@
-"""Starting a process that waits for its order: the shim, its pipes and its notify socket."""
+"""Starting a process that waits for its order: its pipes and notify socket, and the shim or the fork that has them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deployer.logs.capture import open_pipe
+from deployer.runtime.channel import Channel
 from deployer.workers import shim
 
 STREAMS = ("stdout", "stderr")
+FORK_LIMIT_S = 2.0  # a template that has not forked by then is hung; our loop stands still meanwhile
 
 
 @dataclass
 class Waiting:
-    """A shim that has not been told what to become. `order` or `cancel` it."""
+    """A process that has not been told what to become. `order` or `cancel` it."""
 
     pid: int
     notify: socket.socket
     held: tuple[int, ...]  # reading ends of its output, one for each of STREAMS
+    channel: Channel | None
+    line: int | None  # its end of the channel, by the number it has in the new process
     order_w: int
 
     def order(self, what: Mapping[str, Any]) -> None:
@@ -39,28 +45,96 @@ class Waiting:
         """Without an order it exits by itself."""
         for fd in (self.order_w, *self.held):
             os.close(fd)
+        if self.channel is not None:
+            self.channel.close()
         close_notify(self.notify)
-        os.waitpid(self.pid, 0)
+        try:
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            pass  # forked from a template: the keeper reaps it
 
 
-def begin(directory: Path, sockets: Sequence[int]) -> Waiting:
-    """Start a shim that inherits `sockets`; its notify socket lies in `directory`. OSError leaves nothing behind."""
-    notify = open_notify(directory)
-    pipes: list[tuple[int, int]] = []
-    order_r, order_w = os.pipe2(os.O_CLOEXEC)
+@dataclass(frozen=True)
+class Theirs:
+    """The ends that the new process gets; ours are closed in it by exec or by the kernel (SCM_RIGHTS)."""
+
+    order_r: int
+    outputs: Sequence[int]
+    line: int | None
+    hold: Sequence[int]
+    sockets: Sequence[int]
+
+
+Starter = Callable[[Theirs], int]
+"""Starts the process that waits; answers its pid. OSError: there is none."""
+
+
+def begin(directory: Path, sockets: Sequence[int], starter: Starter, *, channel: bool) -> Waiting:
+    """Start a process with `sockets`, and with a `channel` to us if it knows what to do with one; its notify socket
+    lies in `directory`. OSError leaves nothing behind."""
+    with ExitStack() as ours, ExitStack() as theirs:
+        notify = open_notify(directory)
+        ours.callback(close_notify, notify)
+        order_r, order_w = os.pipe2(os.O_CLOEXEC)
+        ours.callback(os.close, order_w)
+        theirs.callback(os.close, order_r)
+        held: list[int] = []
+        outputs: list[int] = []
+        for _ in STREAMS:
+            reading, writing = open_pipe()
+            ours.callback(os.close, reading)
+            theirs.callback(os.close, writing)
+            held.append(reading)
+            outputs.append(writing)
+        end, line = None, None
+        if channel:
+            mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            theirs.callback(its.close)
+            end, line = Channel(mine), its.fileno()
+            ours.callback(end.close)
+        pid = starter(Theirs(order_r, outputs, line, held, sockets))
+        ours.pop_all()
+        return Waiting(pid, notify, tuple(held), end, line, order_w)
+
+
+def spawn(theirs: Theirs) -> int:
+    """The shim, by posix_spawn(3): no copy of the manager's memory, and nothing inherited but what is listed here."""
+    argv = [sys.executable, "-I", "-S", shim.__file__, str(theirs.order_r)]
+    line = [] if theirs.line is None else [theirs.line]
+    inherit = (theirs.order_r, *line, *theirs.hold, *theirs.sockets)
+    actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in inherit]
+    actions += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(theirs.outputs, 1)]
+    with open(os.devnull, "rb") as nothing:
+        actions.append((os.POSIX_SPAWN_DUP2, nothing.fileno(), 0))
+        defaults = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ]
+        return os.posix_spawn(
+            sys.executable, argv, {}, file_actions=actions, setsid=True, setsigmask=[], setsigdef=defaults
+        )
+
+
+def fork_from(template: Channel) -> Starter:
+    """By a template, which has the application imported (deployer/runtime/template.py)."""
+
+    def starter(theirs: Theirs) -> int:
+        assert theirs.line is not None, "what a template forks has a channel"
+        fds = [theirs.order_r, *theirs.outputs, theirs.line, *theirs.sockets, *theirs.hold]
+        if not template.send({"op": "fork", "sockets": len(theirs.sockets)}, fds):
+            raise OSError("the template does not listen")
+        return _forked(template)
+
+    return starter
+
+
+def _forked(template: Channel) -> int:
+    end = time.monotonic() + FORK_LIMIT_S
     try:
-        pipes += [open_pipe() for _ in STREAMS]
-        held = tuple(reading for reading, _ in pipes)
-        pid = _spawn(order_r, [writing for _, writing in pipes], [*held, *sockets])
-    except OSError:
-        for fd in (order_w, *(reading for reading, _ in pipes)):
-            os.close(fd)
-        close_notify(notify)
-        raise
-    finally:
-        for fd in (order_r, *(writing for _, writing in pipes)):
-            os.close(fd)
-    return Waiting(pid, notify, held, order_w)
+        while (left := end - time.monotonic()) > 0:
+            found = template.receive(left)
+            if found is not None and found[0]["op"] == "forked":
+                return int(found[0]["pid"])
+    except EOFError:
+        raise OSError("the template ended") from None
+    raise TimeoutError(f"the template did not fork within {FORK_LIMIT_S:g} s")
 
 
 def open_notify(directory: Path) -> socket.socket:
@@ -79,16 +153,3 @@ def open_notify(directory: Path) -> socket.socket:
 def close_notify(sock: socket.socket) -> None:
     Path(sock.getsockname()).unlink(missing_ok=True)
     sock.close()
-
-
-def _spawn(order_r: int, outputs: Sequence[int], inherit: Sequence[int]) -> int:
-    """posix_spawn(3): no copy of the manager's memory, and nothing inherited but what is listed here."""
-    argv = [sys.executable, "-I", "-S", shim.__file__, str(order_r)]
-    actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (order_r, *inherit)]
-    actions += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(outputs, 1)]
-    with open(os.devnull, "rb") as nothing:
-        actions.append((os.POSIX_SPAWN_DUP2, nothing.fileno(), 0))
-        defaults = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ]
-        return os.posix_spawn(
-            sys.executable, argv, {}, file_actions=actions, setsid=True, setsigmask=[], setsigdef=defaults
-        )

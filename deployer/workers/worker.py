@@ -12,9 +12,11 @@ from enum import StrEnum
 from deployer.logs.capture import LineReader
 from deployer.releases.release import Release
 from deployer.rollout.events import Failure
+from deployer.runtime.channel import Channel
 from deployer.sockets.address import Address
 from deployer.state.store import WorkerRow
 from deployer.units import parse_duration
+from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT
 
 TAIL_LINES = 50
 
@@ -47,7 +49,7 @@ class Worker:
     """A process that runs, or has ended and is being taken leave of. Changed only by the pool."""
 
     id: int
-    slot: int  # 0: the preflight worker
+    slot: int  # from 1 on; PREFLIGHT_SLOT, TEMPLATE_SLOT
     generation: int
     release: Release
     listeners: tuple[Listener, ...]
@@ -58,7 +60,12 @@ class Worker:
     state: State = State.STARTING
     ready_at: float | None = None
     drain_at: float | None = None
+    retired_by: int | None = None  # the rollout that it goes for
     condemned: str | None = None  # why it is to be replaced although it runs
+    ailment: str = "unhealthy"  # of one that is condemned: unhealthy, hung, or (it serves well) recycling
+    drain_limit: float | None = None  # other than its `drain_timeout`
+    hung: tuple[str, float] | None = None  # which field of its `Pulse` stands still, and where
+    warning: str | None = None  # what somebody should know of it
     failure: Failure | None = None  # why it never became ready
     started: asyncio.Event = field(default_factory=asyncio.Event)  # ready, or too late for that
     status_text: str = ""  # its last sd_notify STATUS=
@@ -67,6 +74,7 @@ class Worker:
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     readers: list[LineReader] = field(default_factory=list)
     notify: socket.socket | None = None
+    channel: Channel | None = None  # of an `app`
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     exit: Exit | None = None
@@ -86,6 +94,7 @@ class Worker:
             state=State(row.state),
             ready_at=row.ready_at,
             drain_at=row.drain_at,
+            retired_by=row.retired_by,
             ready_deadline=row.spawned_at + parse_duration(release.config.worker.ready_timeout),
         )
         if row.notified:
@@ -93,5 +102,11 @@ class Worker:
         return worker
 
     @property
+    def in_slot(self) -> bool:
+        """Does it serve visitors, or is it meant to?"""
+        return self.slot > 0
+
+    @property
     def name(self) -> str:
-        return f"worker {self.slot}" if self.slot else "the preflight worker"
+        names = {PREFLIGHT_SLOT: "the preflight worker", TEMPLATE_SLOT: "the template"}
+        return names.get(self.slot, f"worker {self.slot}")

@@ -9,6 +9,7 @@ import signal
 import socket
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,6 +57,14 @@ def test_idle(shop: Callable[..., Shop]) -> None:
         report = load.stop()
     assert report.lost == 0, str(report)
     assert cluster.events("manager.started")[-1]["adopted"] == 3
+    twice = [inode for inode, count in Counter(open_sockets(cluster.manager_pid())).items() if count > 1]
+    assert not twice, "each was handed over by the keeper, none was inherited besides"
+
+
+def open_sockets(pid: int) -> list[str]:
+    """The sockets and pipes behind each descriptor of a process."""
+    names = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+    return [name for name in names if name.startswith(("socket:", "pipe:"))]
 
 
 def test_ten_times_in_a_row(shop: Callable[..., Shop]) -> None:

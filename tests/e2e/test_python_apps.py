@@ -122,3 +122,8 @@ def test_an_environment_of_the_release_without_a_server_borrows_ours(served: Cal
     assert (status, headers["x-release"], body) == (200, "v1", b"hello")
     (worker, *_) = cluster.workers()
     assert ".deployer/envs/" in Path(f"/proc/{worker['pid']}/cmdline").read_text()
+    checked = cluster.run("check", "--preload", code=0).out
+    assert "preload  app:app is a WSGI application (builtins); imported by " in checked
+    assert ".deployer/envs/" in checked, "the environment that was built for this lock file"
+    (cluster.directory / "requirements.txt").write_text("# another lock file\n")
+    assert "the environment of requirements.txt is not built yet" in cluster.run("check", "--preload", code=0).out

@@ -97,6 +97,7 @@ def test_a_good_answer_is_its_status_and_text(serving: Callable[..., Server]) ->
     assert request.startswith("GET /healthz?x=1 HTTP/1.1\r\n")
     host = "localhost" if server.address.kind == "unix" else str(server.address).removeprefix("tcp://")
     assert f"Host: {host}\r\n" in request
+    assert "deployer-probe: 1\r\n" in request, "deployer's runtime does not count it as a visitor"
     assert "Connection: close" not in request, "who answered is asked while the connection is open"
 
 

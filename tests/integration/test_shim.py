@@ -75,6 +75,7 @@ class Shim:
             "cwd": str(self.directory),
             "sockets": [],
             "hold": [],
+            "channel": None,
             "umask": None,
             "nice": None,
             "rlimits": [],

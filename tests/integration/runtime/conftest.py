@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deployer.workers.order import lent
+from deployer.releases.served import lent
 from tests.apps import HERE
 from tests.runtimekit import Workers
 

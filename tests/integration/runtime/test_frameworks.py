@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
+from deployer.runtime.counting import PROBE
 from tests.rawclient import Client
 from tests.runtimekit import Workers, until
 
@@ -33,6 +34,23 @@ def test_pages_streams_uploads_and_errors(serve: Serve, app: str) -> None:
     row = workers.row()
     assert (row.status_2xx, row.status_5xx, row.accepted, sum(row.histogram)) == (3, 1, 1, 4)
     assert workers.stop() == 0
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_the_managers_own_probes_are_no_visitors(serve: Serve, app: str) -> None:
+    """They are answered like any other, and are on no count; what a proxy sends on is a visitor's whatever it says."""
+    workers = serve(app)
+    probe = f"{PROBE.decode()}: 1"
+    with Client(workers) as client:
+        assert client.get("/", probe).body == b"hello"
+        assert client.get("/fail", probe).status == 500
+    row = workers.row()
+    assert (row.requests, sum(row.histogram), row.error) == (0, 0, "")
+    with Client(workers) as client:
+        assert client.get("/", probe, "X-Forwarded-For: 10.0.0.1").status == 200
+        assert client.get("/").status == 200
+    row = workers.row()
+    assert (row.requests, row.status_2xx, sum(row.histogram)) == (2, 2, 2)
 
 
 @pytest.mark.parametrize("app", APPS)

@@ -15,8 +15,8 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
+from deployer.releases.served import lent
 from deployer.runtime.scoreboard import DRAINING, GONE
-from deployer.workers.order import lent
 from tests.rawclient import Client
 from tests.runtimekit import Workers, until
 

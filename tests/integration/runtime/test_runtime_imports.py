@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deployer.workers.order import lent
+from deployer.releases.served import lent
 from tests.rawclient import Client
 from tests.runtimekit import RUNTIME, Workers
 

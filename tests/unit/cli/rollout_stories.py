@@ -106,6 +106,21 @@ def promoted() -> list[dict[str, Any]]:
     )
 
 
+def judged(verdict: str, text: str) -> list[dict[str, Any]]:
+    """The same, with visitors: by `verdict` that it extended its soak once, and what was said of the canary."""
+    fields = {"slot": 1, "release": "v7", "verdict": verdict, "reason": None, "text": text}
+    return _numbered(
+        *_begin(),
+        ("rollout.phase", {"phase": "soaking"}),
+        ("soak.started", {"seconds": 3.0}),
+        ("soak.extended", {"seconds": 5.0, "text": "too few requests to judge: 4 of 20"}),
+        ("canary.judged", fields),
+        ("rollout.phase", {"phase": "rolling"}),
+        *_replace(1, 8121, 9004),
+        _finished("promoted", 0, serving="v7"),
+    )
+
+
 def canary_halt() -> list[dict[str, Any]]:
     problem = {"what": "v7 does not start: exit code 1", "cause": "the worker ended before it was ready", "hint": None}
     return _numbered(

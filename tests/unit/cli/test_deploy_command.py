@@ -164,6 +164,24 @@ def test_quiet_success_prints_the_release_alone(manager: ScriptedManager, shop: 
     assert (result.code, result.out, result.err) == (0, "v7\n", "")
 
 
+def test_what_was_judged_of_the_canary_is_told(manager: ScriptedManager, shop: Shop) -> None:
+    text = "answered 0 of 80 requests with 5xx, its peers 1 of 310"
+    manager.events = stories.judged("good", text)
+    result = shop.run("deploy")
+    assert "soak: goes on for 5.0s: too few requests to judge: 4 of 20\n" in result.err
+    assert f"canary, by numbers: good: worker 1 of v7 {text}\n" in result.err
+    assert result.out == SUCCESS
+
+
+def test_a_canary_that_was_not_judged_is_said_in_the_end(manager: ScriptedManager, shop: Shop) -> None:
+    manager.events = stories.judged("inconclusive", "too few requests to judge: 4 of 20")
+    result = shop.run("deploy")
+    assert "canary, by numbers: inconclusive: too few requests to judge: 4 of 20\n" in result.err
+    first, *rest = SUCCESS.splitlines(keepends=True)
+    said = "Its canary was not judged by numbers: too few requests to judge: 4 of 20.\n"
+    assert result.out == "".join([first, said, *rest])
+
+
 @pytest.mark.parametrize("story", [stories.promoted, stories.later_halt])
 def test_json_is_the_events_one_a_line_with_the_end_last(
     manager: ScriptedManager, shop: Shop, story: Callable[[], list[dict[str, Any]]]

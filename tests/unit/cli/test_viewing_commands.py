@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from typing import Any
 
 import msgspec
@@ -50,6 +51,41 @@ def test_status_fits_a_screen(manager: ScriptedManager, shop: Shop) -> None:
     result = shop.run("status")
 
     assert (result.code, result.out, result.err) == (0, STATUS, "")
+
+
+def test_status_shows_who_is_replaced_and_why(manager: ScriptedManager, shop: Shop) -> None:
+    """One that is recycled serves well until it goes; a hung one does not. What was long ago is for --verbose."""
+    past = {"at": time.time() - 60, "pid": 80, "release": "v7", "reason": "memory", "text": "it uses 700 MB"}
+    workers = [
+        worker(1, 9004, state="recycling", why="it uses 600 MB, memory_limit is 512 MB"),
+        worker(2, 9011, state="hung", why="its event loop has been stuck for 1m 1s", recycled=past),
+        worker(3, 9012, recycled={**past, "at": 0.0, "pid": 81}),
+    ]
+    manager.answers["GET /v1/status"] = 200, status(workers=workers, count=3)
+
+    text = shop.run("status").out
+
+    assert text.startswith("▲ shop degraded  v7  2/3 ready")
+    assert "  slot 1: pid 9004: it uses 600 MB, memory_limit is 512 MB\n" in text
+    assert "  slot 2: pid 9011: its event loop has been stuck for 1m 1s\n" in text
+    assert "  slot 2: v7 pid 80 replaced (memory) 1m 0s ago: it uses 700 MB\n" in text
+    assert "pid 81" not in text
+    assert "pid 81 replaced (memory)" in shop.run("status", "--verbose").out
+
+
+def test_events_tell_why_a_worker_was_recycled(manager: ScriptedManager, shop: Shop) -> None:
+    said = {"slot": 2, "pid": 80, "release": "v7"}
+    manager.events = [
+        event(
+            1, "worker.recycled", rollout=None, **said, reason="hung", text="its event loop has been stuck for 1m 1s"
+        ),
+        event(2, "worker.over_limit", rollout=None, **said, text="it uses 600 MB: replaced in 20s"),
+    ]
+
+    first, second = shop.run("events").out.splitlines()
+
+    assert first.endswith("slot 2: v7 pid 80 is replaced (hung): its event loop has been stuck for 1m 1s")
+    assert second.endswith("slot 2: warning: v7 pid 80: it uses 600 MB: replaced in 20s")
 
 
 def test_status_of_a_degraded_cluster_shows_the_last_words_and_warns(manager: ScriptedManager, shop: Shop) -> None:

@@ -65,6 +65,29 @@ def tree(directory: Path, files: dict[str, str]) -> Detected:
             "wsgi",
             "shop.serve:the_app",
         ),
+        ({"main.py": "from starlette.applications import Starlette\napp = Starlette()\n"}, "asgi", "main:app"),
+        (
+            {"main.py": "from fastapi import FastAPI\nclass Shop(FastAPI): ...\napi: Shop = Shop()\n"},
+            "asgi",
+            "main:api",
+        ),
+        (
+            {"main.py": "from flask import Flask\nclass Shop(Flask): ...\ndef create_app():\n    return Shop('x')\n"},
+            "wsgi",
+            "main:create_app()",
+        ),
+        (
+            {
+                "manage.py": MANAGE + "import django",
+                "site1/wsgi.py": DJANGO_WSGI,
+                "site1/asgi.py": DJANGO_ASGI,
+                "site1/settings.py": "WSGI_APPLICATION = 'x'\nASGI_APPLICATION = 'site1.asgi.application'\n",
+            },
+            "django",
+            "site1.asgi:application",
+        ),
+        ({"manage.py": MANAGE + "import django", "site1/asgi.py": DJANGO_ASGI}, "django", "site1.asgi:application"),
+        ({"site1/wsgi.py": DJANGO_WSGI, "site1/asgi.py": DJANGO_ASGI}, "django", "site1.wsgi:application"),
         (
             {"src/shop/app.py": "import fastapi\napp = fastapi.FastAPI()\n"},
             "asgi",

@@ -110,6 +110,24 @@ def worker(line: str) -> str:
             None,
         ),
         ("ready_timeout = '0s'", '`ready_timeout` in [worker]: "0s" must be more than 0', None),
+        ("memory_limit = '512 MB'", '`memory_limit` in [worker]: \'512 MB\' is not a size: write "512M" or "2G"', None),
+        ("memory_limit = '0M'", '`memory_limit` in [worker]: "0M" must be more than 0', None),
+        (
+            "max_age = '1d'",
+            '`max_age` in [worker]: \'1d\' is not a duration: write "250ms", "3s", "5m" or "1h"',
+            None,
+        ),
+        ("max_age = '0s'", '`max_age` in [worker]: "0s" must be more than 0', None),
+        (
+            "watchdog = 'x'",
+            '`watchdog` in [worker]: \'x\' is not a duration: write "250ms", "3s", "5m" or "1h"',
+            None,
+        ),
+        (
+            "watchdog = '60s'",
+            "`watchdog` in [worker] watches an `app`; of a `command` nobody can tell from outside that it is stuck",
+            'remove it; [health] http = "/healthz" asks a server that is not ours',
+        ),
         ("drain_timeout = '9000h'", '`drain_timeout` in [worker]: "9000h" is longer than a year', None),
     ],
 )
@@ -134,6 +152,57 @@ def test_every_duration_is_checked(tmp_path: Path, section: str, key: str, value
     rest = "" if section == "worker" else f"[{section}]\n"
     what, _ = refusal(tmp_path, f"name = 'a'\n{LISTEN}[worker]\ncommand = 'serve'\n{rest}{key} = '{value}'\n")
     assert f": `{key}` in [{section}]: " in what
+
+
+@pytest.mark.parametrize(
+    ("line", "what", "hint"),
+    [
+        (
+            "max_error_ratio = 2",
+            "`max_error_ratio` in [rollout]: expected a number from 0 to 1, got the number 2",
+            None,
+        ),
+        (
+            "max_error_ratio = nan",
+            "`max_error_ratio` in [rollout]: expected a number from 0 to 1, got the number nan",
+            None,
+        ),
+        (
+            "max_latency_ratio = '3'",
+            '`max_latency_ratio` in [rollout]: expected a number of at least 0, got the text "3"',
+            None,
+        ),
+        (
+            "max_latency_ratio = inf",
+            "`max_latency_ratio` in [rollout]: inf is not a number to compare with",
+            "write 0 to switch it off",
+        ),
+        (
+            "max_latency_ratio = 0.5",
+            "`max_latency_ratio` in [rollout]: 0.5 would halt a release that is as quick as the one before",
+            "write 1 or more; 0 switches it off",
+        ),
+        (
+            "min_samples = 0",
+            "`min_samples` in [rollout]: expected a whole number of at least 1, got the number 0",
+            None,
+        ),
+        (
+            "inconclusive = 'extend'",
+            '`inconclusive` in [rollout]: "extend" needs `app` in [worker]',
+            "nobody counts the answers of a `command`: write a smoke test as hooks/after_canary instead",
+        ),
+    ],
+)
+def test_how_a_canary_is_judged_is_checked(tmp_path: Path, line: str, what: str, hint: str | None) -> None:
+    text = f"name = 'a'\n[worker]\ncommand = 'serve'\n[rollout]\n{line}\n{LISTEN}"
+    assert refusal(tmp_path, text) == (f"5: {what}", hint)
+
+
+def test_every_way_to_judge_a_canary_is_accepted(tmp_path: Path) -> None:
+    for inconclusive in ("promote", "extend", "revert"):
+        lines = f"max_error_ratio = 0\nmax_latency_ratio = 0\nmin_samples = 1\ninconclusive = '{inconclusive}'\n"
+        assert accepts(tmp_path, f"name = 'a'\n[worker]\napp = 'shop:app'\n[rollout]\n{lines}{LISTEN}")
 
 
 def test_what_is_allowed_is_accepted(tmp_path: Path) -> None:
@@ -276,3 +345,18 @@ def test_any_text_has_an_allowed_name_near_it() -> None:
 def test_an_empty_hook_is_refused(tmp_path: Path) -> None:
     text = f"name = 'a'\n{LISTEN}[worker]\ncommand = 'serve'\n[hooks]\nafter_canary = ''\n"
     assert refusal(tmp_path, text) == ("7: `after_canary` in [hooks] is empty", "write a command, or remove the key")
+
+
+def test_the_watchdog_of_an_app(tmp_path: Path) -> None:
+    """A minute unless something else is said; off with "0s", and nothing so short that a busy machine looks hung."""
+    app = worker("app = 'shop:app'")
+    path = tmp_path / "deployer.toml"
+    for line, patience in (("", "60s"), ("watchdog = '0s'\n", "0s"), ("watchdog = '2s'\n", "2s")):
+        path.write_text(app.replace("[[listen", f"{line}[[listen"))
+        assert load(path).config.worker.patience == patience
+    assert refusal(tmp_path, app.replace("[[listen", "watchdog = '500ms'\n[[listen")) == (
+        '4: `watchdog` in [worker]: "500ms" is less than 2s',
+        'for example watchdog = "60s"; "0s" is off',
+    )
+    path.write_text(worker("watchdog = '0s'"))
+    assert load(path).config.worker.patience == "0s"

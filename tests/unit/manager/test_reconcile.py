@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployer.manager.reconcile import Plan, Seen, backoff, plan
+from deployer.manager.reconcile import Plan, Seen, backoff, plan, retired_by
 from deployer.rollout.machine import Want
 
 NOTHING = Plan((), (), None)
@@ -173,3 +173,21 @@ def test_the_order_in_which_workers_are_named_does_not_matter(wants: Wants, work
     dice.shuffle(mixed)  # type: ignore[attr-defined]
     one, other = plan(wants, workers, {}, 0.0), plan(wants, mixed, {}, 0.0)
     assert (one.spawn, sorted(one.retire)) == (other.spawn, sorted(other.retire))
+
+
+@pytest.mark.parametrize(
+    ("generation", "running", "promoted", "surplus_of", "goes_for"),
+    [
+        (3, 4, 3, None, 4),  # replaced by the rollout that runs
+        (4, None, 3, None, 4),  # the canary of one that has turned back
+        (3, None, 4, None, 4),  # an old worker, heard of late
+        (4, None, None, None, 4),  # the first deploy ever, which failed
+        (4, None, 4, 9, 9),  # its slot was closed
+        (4, None, 4, None, None),  # sick, and replaced
+        (-1, None, 4, None, None),  # a stray
+    ],
+)
+def test_a_worker_goes_for_the_rollout_that_left_no_place_for_it(
+    generation: int, running: int | None, promoted: int | None, surplus_of: int | None, goes_for: int | None
+) -> None:
+    assert retired_by(generation, running=running, promoted=promoted, surplus_of=surplus_of) == goes_for

@@ -11,6 +11,7 @@ from deployer.config.model import Worker as WorkerConfig
 from deployer.health.probe import Answer
 from deployer.manager import verdict
 from deployer.releases.release import Release
+from deployer.rollout.numbers import Figures, Judgement, Verdict
 from deployer.workers.worker import Exit, State, Worker
 
 
@@ -114,6 +115,33 @@ def test_a_worker_that_serves_on_another_port_is_asked_about_it() -> None:
     assert failure.what == "worker 2 of v7 says it is ready but accepts no connection on its socket"
     assert failure.cause == "a connection waited 5.0s: does it listen on a port of its own?"
     assert "{fd}" in (failure.hint or "")
+
+
+def judged(verdict_: Verdict, reason: str, text: str) -> Judgement:
+    figures = Figures(answers=0, errors=0, timed=0, slow=0, p95_s=None)
+    return Judgement(verdict=verdict_, reason=reason, text=text, canary=figures, peers=figures, slow_s=None)
+
+
+def test_a_canary_that_is_worse_than_its_peers_is_told_with_the_numbers_and_its_last_error() -> None:
+    bad = judged(Verdict.BAD, "error_ratio", "answered 12 of 80 requests with 5xx (15 %), its peers 0 of 310")
+    failure = verdict.failure_of_numbers(worker(), bad, "KeyError: 'price'")
+    assert failure.reason == "error_ratio"
+    assert failure.what == "worker 2 of v7 answered 12 of 80 requests with 5xx (15 %), its peers 0 of 310"
+    assert failure.cause == "its last error: KeyError: 'price'"
+    assert failure.hint == "deployer logs --release v7"
+    assert len(failure.tail) == 30
+    assert verdict.failure_of_numbers(worker(), bad, "").cause is None
+
+
+def test_a_slow_canary_and_an_unproven_one_say_what_to_set() -> None:
+    slow = verdict.failure_of_numbers(worker(), judged(Verdict.BAD, "latency", "took long"), "an error of no matter")
+    assert (slow.reason, slow.what, slow.cause) == ("latency", "worker 2 of v7 took long", None)
+    assert "max_latency_ratio" in (slow.hint or "")
+    few = judged(Verdict.INCONCLUSIVE, "inconclusive", "too few requests to judge: 4 of 20")
+    unproven = verdict.failure_of_numbers(worker(), few, "")
+    assert unproven.reason == "inconclusive"
+    assert unproven.what == "worker 2 of v7 was not proven by visitors: too few requests to judge: 4 of 20"
+    assert "min_samples" in (unproven.hint or "")
 
 
 def test_the_last_exit_of_a_slot_keeps_code_or_signal() -> None:

@@ -139,6 +139,9 @@ class FakeStore:
     def row(self, query: str, generation: int) -> dict[str, Any]:
         return {"name": self._disk.rollout(generation).release}
 
+    def last_scale(self) -> None:
+        pass
+
     def emit(self, *_: object, **__: object) -> None:
         pass
 
@@ -188,11 +191,11 @@ class FakePool:
             state=state,
         )
 
-    def retire(self, worker: Worker) -> None:
+    def retire(self, worker: Worker, *, rollout: int | None = None) -> None:
         if worker.state is State.DRAINING or worker.exit is not None:
             return
         self.world.may_retire(worker)
-        worker.state = State.DRAINING
+        worker.state, worker.retired_by = State.DRAINING, rollout
         with self.world.transaction():
             self.world.disk.rows[worker.id] = (worker.slot, worker.generation, State.DRAINING)
         self.world.processes[worker.id].told_to_stop = True

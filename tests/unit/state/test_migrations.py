@@ -43,6 +43,8 @@ CREATE TABLE events (
 CREATE INDEX events_rollout ON events (rollout, seq);
 INSERT INTO releases (state, source, who, staged_at, promoted_at) VALUES ('live', 'path /srv/shop', 'ana', 1.0, 2.0);
 INSERT INTO releases (state, source, who, staged_at) VALUES ('bad', 'path /srv/shop', 'ana', 3.0);
+INSERT INTO rollouts (kind, state, request, phase, who, started_at) VALUES ('deploy', '{}', '{}', 'held', 'ana', 1.0);
+INSERT INTO workers (slot, generation, release, pid, ticks, state, spawned_at) VALUES (1, 1, 'v1', 7, 70, 'ready', 1.0);
 PRAGMA user_version = 1;
 """
 
@@ -74,6 +76,8 @@ def test_nothing_that_was_known_is_lost(layout: Layout) -> None:
         ("v2", "bad", False, None),
         ("v1", "live", False, None),
     ]
+    assert store.row("SELECT who, cut FROM rollouts")["cut"] is None  # type: ignore[index]
+    assert [(worker.pid, worker.retired_by) for worker in store.workers()] == [(7, None)]
     assert store.row("PRAGMA user_version")[0] == SCHEMA_VERSION  # type: ignore[index]
     store.close()
     Store(layout.database).close()  # a second time there is nothing to do
@@ -88,3 +92,16 @@ def test_a_step_that_fails_leaves_the_old_database_whole(layout: Layout, monkeyp
     assert columns(layout.database) == before
     with closing(sqlite3.connect(layout.database)) as db:
         assert db.execute("PRAGMA user_version").fetchone()[0] == 1
+
+
+def test_version_2_keeps_what_runs(tmp_path: Path) -> None:
+    """Only what came with version 3 is added: workers that run, and the hooks' journal, stay."""
+    path = tmp_path / "two.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(VERSION_1 + migrations.STEPS[1] + "PRAGMA user_version = 2;")
+        before = columns(path)
+    store = Store(path)
+    assert [worker.pid for worker in store.workers()] == [7]
+    store.close()
+    added = {name: [row[0] for row in rows if row not in before[name]] for name, rows in columns(path).items()}
+    assert {name: names for name, names in added.items() if names} == {"rollouts": ["cut"], "workers": ["retired_by"]}

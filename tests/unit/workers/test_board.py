@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from deployer.runtime.scoreboard import Scoreboard, start_ticks
-from deployer.workers.board import Board
+from deployer.runtime.scoreboard import DRAINING, SERVING, Scoreboard, start_ticks
+from deployer.workers.board import Board, Pulse
 
 
 def test_workers_are_found_by_pid_and_start_time(tmp_path: Path) -> None:
@@ -36,4 +36,20 @@ def test_a_file_that_was_replaced_is_opened_anew(tmp_path: Path) -> None:
     with Scoreboard.open(path) as writer:
         writer.claim(slot=1, generation=1, release=1, group=7)
     assert board.row(me, start_ticks(me)) is not None
+    board.close()
+
+
+def test_the_pulse_of_those_that_serve(tmp_path: Path) -> None:
+    """One that still starts has no heart that could stand still."""
+    Scoreboard.create(tmp_path / "board")
+    board, me = Board(tmp_path / "board"), os.getpid()
+    with Scoreboard.open(tmp_path / "board") as writer:
+        record = writer.claim(slot=1, generation=1, release=1, group=7)
+        assert board.pulses() == {}
+        record.move(SERVING)
+        record.set_real("heartbeat", 12.5)
+        record.set_real("progress", 11.5)
+        assert board.pulses() == {(me, start_ticks(me)): Pulse(12.5, 11.5)}
+        record.move(DRAINING)
+        assert board.pulses() == {}
     board.close()

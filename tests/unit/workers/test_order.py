@@ -11,6 +11,7 @@ import pytest
 
 from deployer.config.model import Config, Worker
 from deployer.releases.release import Release
+from deployer.releases.served import RUNTIME, lent
 from deployer.workers import order
 
 
@@ -152,15 +153,15 @@ def served(environment: Path | None) -> list[str]:
 
 
 def test_an_application_runs_on_our_interpreter_unless_its_release_has_one() -> None:
-    assert served(None) == [sys.executable, order.RUNTIME, "--drain-timeout=10", "--threads=4", "shop:app"]
+    assert served(None) == [sys.executable, RUNTIME, "--drain-timeout=10", "--threads=4", "shop:app"]
     words = served(Path("/srv/envs/a"))
-    assert words[:2] == ["/srv/envs/a/bin/python", order.RUNTIME]
+    assert words[:2] == ["/srv/envs/a/bin/python", RUNTIME]
     assert words[-1] == "shop:app"
 
 
 def test_what_is_lent_is_named_with_its_place_and_its_python() -> None:
     """And found without importing it: the manager needs none of it."""
-    found = {word.partition(":")[2].partition("=")[0]: word for word in order.lent()}
+    found = {word.partition(":")[2].partition("=")[0]: word for word in lent()}
     assert {"uvicorn", "h11", "click", "a2wsgi"} <= set(found)
     place = found["uvicorn"].partition("uvicorn=")[2]
     assert (Path(place) / "uvicorn" / "server.py").is_file()

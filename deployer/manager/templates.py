@@ -1,0 +1,177 @@
+"""The templates that workers of `[worker] preload` are forked from: which there should be, and that they are there.
+
+The live release has one; so has the one that a rollout goes to, until it is decided; and, with `[rollout] standby`, the
+one before for a while, for a rollback that boots nothing. Nothing depends on them: where there is none a worker boots
+on its own, as without `preload`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from deployer.clock import uptime
+from deployer.manager import verdict
+from deployer.manager.reconcile import backoff
+from deployer.manager.supervisor import Supervisor
+from deployer.releases.catalog import Catalog
+from deployer.releases.release import Release
+from deployer.rollout.events import Failure
+from deployer.rollout.machine import FINAL, Phase, Rollout
+from deployer.state.store import Store
+from deployer.units import parse_duration
+from deployer.wire.schema import TEMPLATE_SLOT
+from deployer.workers.pool import Pool
+from deployer.workers.worker import State, Worker
+
+STABLE_S = 10.0  # a template that lived as long died of something else than its start
+
+log = structlog.get_logger()
+
+
+class Templates:
+    """`look` is called whenever the supervisor has looked after the workers."""
+
+    def __init__(self, *, store: Store, catalog: Catalog, pool: Pool, supervisor: Supervisor) -> None:
+        self._store, self._catalog, self._pool, self._supervisor = store, catalog, pool, supervisor
+        self.unsafe: dict[str, str] = {}  # release -> what in it does not survive a fork
+        self._preparing: str | None = None
+        self._deaths: dict[str, int] = {}
+        self._not_before: dict[str, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        supervisor.after_look = self.look
+        supervisor.on_template_exit = self._on_exit
+        pool.on_unsafe = self._on_unsafe
+
+    def ready(self, release: str) -> bool:
+        """Can workers of the release be forked now?"""
+        return self._pool.template(release) is not None
+
+    def running(self) -> list[Worker]:
+        return [w for w in self._pool.workers.values() if w.slot == TEMPLATE_SLOT and w.exit is None]
+
+    async def prepare(self, release: Release, generation: int) -> Failure | None:
+        """Wait for the template of a rollout's release. None: it is ready, or there is to be none. A Failure: the
+        application cannot be imported."""
+        if not release.config.worker.preload or release.name in self.unsafe:
+            return None
+        self._preparing = release.name
+        try:
+            template = self._of(release.name) or self._pool.spawn_template(generation, release)
+            ended = asyncio.create_task(template.ended.wait())
+            started = asyncio.create_task(template.started.wait())
+            try:
+                await asyncio.wait({ended, started}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ended.cancel()
+                started.cancel()
+        except OSError as error:
+            what = f"cannot start the template of {release.name}"
+            return Failure(reason="spawn", what=what, cause=str(error))
+        finally:
+            self._preparing = None
+        if release.name in self.unsafe or self.ready(release.name):
+            return None
+        return template.failure or verdict.failure_of_exit(template)
+
+    def warnings(self, release: str | None) -> list[str]:
+        what = self.unsafe.get(release or "")
+        return [f"workers of {release} boot one by one: {what} would not survive a fork"] if what else []
+
+    # Standby
+
+    def stand_by(self, release: str | None, seconds: float) -> None:
+        """Keep this release's template for a while; called in the transaction that promotes another."""
+        standby = {"release": release, "until": uptime() + seconds} if release is not None and seconds > 0 else None
+        self._store.put("standby", standby)
+
+    def standby_left(self, release: str) -> float | None:
+        """Seconds for which the template stays although its release is not live."""
+        standby = self._store.get("standby")
+        if standby is None or standby["release"] != release or release == self._store.get("release"):
+            return None
+        return max(0.0, float(standby["until"]) - uptime())
+
+    # Which there should be, and that they are there
+
+    def look(self) -> None:
+        """Compare, start, end."""
+        if self._supervisor.stopping:
+            return
+        wanted = self._wanted()
+        for worker in self.running():
+            if worker.release.name not in wanted:
+                self._pool.retire(worker)
+        for name, generation in wanted.items():
+            if self._of(name) is None and name not in self.unsafe and name != self._preparing:
+                self._start(name, generation)
+        self._wake_at_the_end_of_standby()
+
+    def _wanted(self) -> dict[str, int]:
+        """Release -> generation."""
+        found: dict[str, int] = {}
+        live, promoted, rollout = self._store.get("release"), self._supervisor.promoted, self._supervisor.rollout
+        if live is not None and promoted is not None:
+            found[live] = promoted
+        if rollout is not None and rollout.release is not None and _needs_template(rollout):
+            found[rollout.release] = rollout.target
+        standby = self._store.get("standby")
+        if standby is not None and self.standby_left(standby["release"]):
+            found.setdefault(standby["release"], promoted or 0)
+        return {name: number for name, number in found.items() if self._catalog.release(name).config.worker.preload}
+
+    def _of(self, release: str) -> Worker | None:
+        """Its template, ready or not yet."""
+        mine = (w for w in self.running() if w.release.name == release and w.state is not State.DRAINING)
+        return next(mine, None)
+
+    def _start(self, name: str, generation: int) -> None:
+        wait = self._not_before.get(name, 0.0) - time.monotonic()
+        if wait > 0:
+            asyncio.get_running_loop().call_later(wait, self._supervisor.wake)
+            return
+        try:
+            self._pool.spawn_template(generation, self._catalog.release(name))
+        except OSError as error:
+            log.error("template.spawn_failed", release=name, error=str(error))
+            self._count_death(name)
+
+    def _wake_at_the_end_of_standby(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        standby = self._store.get("standby")
+        left = None if standby is None else self.standby_left(standby["release"])
+        if left:
+            self._timer = asyncio.get_running_loop().call_later(left, self._supervisor.wake)
+
+    # What becomes of them
+
+    def _on_exit(self, template: Worker) -> None:
+        if template.state is State.DRAINING or template.release.name in self.unsafe:
+            return
+        log.warning("template.died", release=template.release.name, pid=template.pid, exit=template.exit)
+        if uptime() - template.spawned_at > STABLE_S:
+            self._deaths.pop(template.release.name, None)
+        self._count_death(template.release.name)
+
+    def _count_death(self, release: str) -> None:
+        deaths = self._deaths[release] = self._deaths.get(release, 0) + 1
+        self._not_before[release] = time.monotonic() + max(0.5 if deaths > 1 else 0.0, backoff(deaths))
+
+    def _on_unsafe(self, template: Worker, what: str) -> None:
+        """Its workers boot on their own from now on; it ends by itself."""
+        name = template.release.name
+        self.unsafe[name] = what
+        self._store.emit("template.unsafe", release=name, pid=template.pid, what=what)
+        log.warning("template.unsafe", release=name, what=what)
+
+
+def _needs_template(rollout: Rollout) -> bool:
+    return rollout.phase is not Phase.STAGING and rollout.phase not in FINAL
+
+
+def standby_seconds(release: Release) -> float:
+    return parse_duration(release.config.rollout.standby)
