@@ -8,16 +8,49 @@ import os
 import pwd
 import resource
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from deployer.config.command import fill, split
 from deployer.config.model import Worker as WorkerConfig
-from deployer.config.rules import rlimit
+from deployer.config.workerrules import rlimit
+from deployer.paths import Layout
 from deployer.releases.release import Release, activate, base_environment
 from deployer.releases.served import program
+from deployer.wire.schema import TEMPLATE_SLOT
 from deployer.workers.shim import FIRST_FD
+from deployer.workers.worker import Worker
 
 OPEN_FILES = "DEPLOYER_OPEN_FILES"
+
+
+def of(worker: Worker, slot: int, where: Mapping[str, str], base: Mapping[str, str], *, forked: bool) -> dict[str, Any]:
+    """The part of the order that says what to run, and where; `slot` is what the worker is told. One that was forked
+    has its sockets already, and no use for their numbers."""
+    release, names = worker.release, [listener.name for listener in worker.listeners]
+    assert worker.notify is not None
+    own = {
+        **where,
+        "DEPLOYER_RELEASE": release.name,
+        "DEPLOYER_WORKER": str(max(slot, 0)),
+        "NOTIFY_SOCKET": worker.notify.getsockname(),
+    }
+    template = release.config.worker.command or ""
+    sockets = [listener.sock.fileno() for listener in worker.listeners]
+    if release.config.worker.app is not None:
+        argv = program(release.config.worker, release.environment, template=worker.slot == TEMPLATE_SLOT)
+        own |= {
+            "DEPLOYER_SCOREBOARD": str(Layout(Path(where["DEPLOYER_ROOT"])).scoreboard),
+            "DEPLOYER_GENERATION": str(worker.generation),
+        }
+    else:
+        argv = command(template, names=names, slot=worker.slot, release=release.name)
+    return {
+        "argv": argv,
+        "env": environment(base, release, own, [] if forked else names),
+        "cwd": str(release.directory),
+        "sockets": sockets * 2 if "{fd" in template else sockets,
+    }
 
 
 def command(template: str, *, names: Sequence[str], slot: int, release: str) -> list[str]:
@@ -30,12 +63,6 @@ def command(template: str, *, names: Sequence[str], slot: int, release: str) -> 
     fields = {"worker": str(slot), "release": release, "fd": str(first)}
     fields |= {f"fd:{name}": str(number) for number, name in enumerate(names, first)}
     return [fill(word, fields) for word in split(template)]
-
-
-def served(release: Release, *, template: bool = False) -> list[str]:
-    """The argument list for `[worker] app`: deployer's runtime, on the release's own interpreter; or for the template
-    that such workers are forked from."""
-    return program(release.config.worker, release.environment, template=template)
 
 
 def environment(

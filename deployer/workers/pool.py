@@ -10,7 +10,6 @@ import asyncio
 import os
 import signal
 import socket
-import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,13 +26,13 @@ from deployer.osutil.tasks import watched
 from deployer.paths import Layout
 from deployer.releases.release import Release
 from deployer.rollout.events import Failure
-from deployer.runtime.channel import Channel
 from deployer.runtime.scoreboard import Scoreboard
 from deployer.state.store import Store, WorkerRow
 from deployer.units import parse_duration
 from deployer.wire.schema import TEMPLATE_SLOT, LogLine
 from deployer.workers import cut, order, shim, start
 from deployer.workers.board import Board
+from deployer.workers.kept import Kept
 from deployer.workers.readiness import until_ready
 from deployer.workers.start import STREAMS
 from deployer.workers.worker import Exit, Listener, State, Worker
@@ -61,6 +60,7 @@ class Pool:
         self._app, self._store, self._keeper = app, store, keeper
         self._layout, self._log, self._base_env = layout, log, base_env
         self.board = Board(layout.scoreboard)
+        self._kept = Kept(keeper)
 
     # Starting
 
@@ -81,8 +81,9 @@ class Pool:
             raise
         worker.notify, worker.channel = waiting.notify, waiting.channel
         self.workers[worker.id] = worker
-        self._keep(worker, waiting.held)
-        what = self._order(worker, slot if as_slot is None else as_slot, forked=forked)
+        self._kept.keep(worker, waiting.held)
+        where = {"DEPLOYER_APP": self._app, "DEPLOYER_ROOT": str(self._layout.root)}
+        what = order.of(worker, slot if as_slot is None else as_slot, where, self._base_env, forked=forked)
         waiting.order({**what, **limits, "hold": waiting.held, "channel": waiting.line})
         self._attach(worker, waiting.held)
         return worker
@@ -121,30 +122,6 @@ class Pool:
             self._emit(worker, "starting")
         return worker
 
-    def _order(self, worker: Worker, slot: int, *, forked: bool) -> dict[str, Any]:
-        release, names = worker.release, [listener.name for listener in worker.listeners]
-        assert worker.notify is not None
-        own = {
-            "DEPLOYER_APP": self._app,
-            "DEPLOYER_RELEASE": release.name,
-            "DEPLOYER_WORKER": str(max(slot, 0)),
-            "DEPLOYER_ROOT": str(self._layout.root),
-            "NOTIFY_SOCKET": worker.notify.getsockname(),
-        }
-        template = release.config.worker.command or ""
-        sockets = [listener.sock.fileno() for listener in worker.listeners]
-        if release.config.worker.app is not None:
-            argv = order.served(release, template=worker.slot == TEMPLATE_SLOT)
-            own |= {"DEPLOYER_SCOREBOARD": str(self._layout.scoreboard), "DEPLOYER_GENERATION": str(worker.generation)}
-        else:
-            argv = order.command(template, names=names, slot=worker.slot, release=release.name)
-        return {
-            "argv": argv,
-            "env": order.environment(self._base_env, release, own, [] if forked else names),
-            "cwd": str(release.directory),
-            "sockets": sockets * 2 if "{fd" in template else sockets,
-        }
-
     # From the preflight into a slot
 
     def move(self, worker: Worker, slot: int, listeners: Sequence[Listener]) -> None:
@@ -175,10 +152,9 @@ class Pool:
             return None
         worker = Worker.of_row(row, release, listeners, pidfd)
         self.workers[row.id] = worker
-        worker.notify = self._inherit_notify(row.id)
-        worker.channel = self._inherit_channel(row.id)
-        held = tuple(self._inherit_pipe(worker, number) for number in range(len(STREAMS)))
-        self._keep(worker, held)
+        self._kept.take(worker)
+        held = self._kept.take_pipes(worker)
+        self._kept.keep(worker, held)
         self._attach(worker, held)
         if worker.state is State.STARTING and worker.in_slot:
             worker.ready_deadline = max(worker.ready_deadline, uptime() + MOVE_LIMIT_S)
@@ -200,43 +176,16 @@ class Pool:
         code = None if status is None else os.waitstatus_to_exitcode(status)
         worker = Worker.of_row(row, release, (), -1)
         worker.exit = Exit(code)
-        worker.notify, worker.channel = self._inherit_notify(row.id), self._inherit_channel(row.id)
-        for number in range(len(STREAMS)):  # what it printed last is still in its pipes
-            fd = self._keeper.held.pop(_log_key(row.id, number), None)
-            if fd is not None:
-                LineReader(fd, self._line_taker(worker, number)).finish()
+        self._kept.take(worker)
+        for number, fd in self._kept.left_in_pipes(worker):  # what it printed last
+            LineReader(fd, self._line_taker(worker, number)).finish()
         self._kill_escaped(worker)
-        self._release_kept(worker)
+        self._kept.release(worker)
         with self._store.transaction():
             self.note_exit(worker, code)
             if not (code == shim.NO_ORDER and worker.state is State.STARTING):
                 self.on_exit(worker)
         self._keeper.seen(row.pid)
-
-    def _inherit_notify(self, number: int) -> socket.socket | None:
-        """None when the keeper is gone too: the worker cannot tell any more that it is ready."""
-        fd = self._keeper.held.pop(_notify_key(number), None)
-        return None if fd is None else socket.socket(fileno=fd)
-
-    def _inherit_channel(self, number: int) -> Channel | None:
-        """None when the keeper is gone too, and for a `command`."""
-        fd = self._keeper.held.pop(_channel_key(number), None)
-        return None if fd is None else Channel(socket.socket(fileno=fd))
-
-    def _inherit_pipe(self, worker: Worker, number: int) -> int:
-        """From the keeper; when it is gone too, opened again through the worker's own end (proc(5), /proc/PID/fd)."""
-        fd = self._keeper.held.pop(_log_key(worker.id, number), None)
-        if fd is not None:
-            return fd
-        path = f"/proc/{worker.pid}/fd/{number + 1}"
-        try:
-            if stat.S_ISFIFO(os.stat(path).st_mode):
-                return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            pass  # as below
-        nothing, writing = os.pipe2(os.O_CLOEXEC)  # its output goes elsewhere: a pipe that ends at once
-        os.close(writing)
-        return nothing
 
     # Hearing from workers
 
@@ -454,45 +403,11 @@ class Pool:
             asyncio.get_running_loop().remove_reader(worker.notify)
         if worker.channel is not None:
             asyncio.get_running_loop().remove_reader(worker.channel.fileno())
-        self._release_kept(worker)
+        self._kept.release(worker)
         os.close(worker.pidfd)
         worker.ended.set()
-
-    # What the keeper keeps
-
-    def _keep(self, worker: Worker, held: Sequence[int]) -> None:
-        for number, fd in enumerate(held):
-            self._keeper.keep(_log_key(worker.id, number), fd)
-        if worker.notify is not None:
-            self._keeper.keep(_notify_key(worker.id), worker.notify.fileno())
-        if worker.channel is not None:
-            self._keeper.keep(_channel_key(worker.id), worker.channel.fileno())
-
-    def _release_kept(self, worker: Worker) -> None:
-        if worker.notify is not None:
-            start.close_notify(worker.notify)
-            worker.notify = None
-        self._keeper.drop(_notify_key(worker.id))
-        if worker.channel is not None:
-            worker.channel.close()
-            worker.channel = None
-        self._keeper.drop(_channel_key(worker.id))
-        for number in range(len(STREAMS)):
-            self._keeper.drop(_log_key(worker.id, number))
 
     def on_foreign_exit(self, pid: int) -> None:
         """The keeper reaped something: a worker's exit is noted with the worker, anything else is forgotten here."""
         if all(worker.pid != pid for worker in self.workers.values()):
             self._keeper.seen(pid)
-
-
-def _log_key(number: int, stream: int) -> str:
-    return f"log:{number}:{STREAMS[stream]}"
-
-
-def _notify_key(number: int) -> str:
-    return f"notify:{number}"
-
-
-def _channel_key(number: int) -> str:
-    return f"channel:{number}"

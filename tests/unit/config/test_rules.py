@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from deployer.config.load import load
-from deployer.config.rules import rlimit, slug
+from deployer.config.rules import slug
+from deployer.config.workerrules import rlimit
 from deployer.errors import ConfigError
 
 LISTEN = '[[listen]]\naddress = "tcp://127.0.0.1:8000"\n'
@@ -360,3 +361,32 @@ def test_the_watchdog_of_an_app(tmp_path: Path) -> None:
     )
     path.write_text(worker("watchdog = '0s'"))
     assert load(path).config.worker.patience == "0s"
+
+
+# What an `app` of its own runtime has besides
+
+
+def app(line: str, rollout: str = "") -> str:
+    return f"name = 'a'\n[worker]\n{line}\napp = 'shop:app'\n{LISTEN}[rollout]\n{rollout}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (worker("preload = true"), "`preload` in [worker] is for an `app`, not for a `command`"),
+        (worker("post_fork = 'a:b'"), "`post_fork` in [worker] is for an `app`, not for a `command`"),
+        (app("post_fork = 'a b'"), '`post_fork` in [worker]: "a b" does not name a function'),
+        (app("post_fork = 'a:b()'"), '`post_fork` in [worker]: "a:b()" does not name a function'),
+        (app("", "standby = '1m'"), "`standby` in [rollout] keeps a template"),
+        (app("preload = true", "standby = 'long'"), "`standby` in [rollout]: 'long' is not a duration"),
+        (app("", "warmup = ['/', 'x']"), '`warmup` in [rollout]: "x" is not a path'),
+        (app("", "warmup = ['/a b']"), '`warmup` in [rollout]: "/a b" is not a path'),
+        (app("", "warmup = ['/']\npreflight = false"), "`warmup` in [rollout] is done by the preflight, which is off"),
+    ],
+)
+def test_what_belongs_to_the_preflight_and_to_templates(tmp_path: Path, text: str, what: str) -> None:
+    assert what in refusal(tmp_path, text)[0]
+
+
+def test_templates_and_warm_up_as_they_are_meant(tmp_path: Path) -> None:
+    assert accepts(tmp_path, app("preload = true\npost_fork = 'shop.hooks:forked'", "standby = '10m'\nwarmup = ['/a']"))

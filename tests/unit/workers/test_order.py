@@ -11,7 +11,7 @@ import pytest
 
 from deployer.config.model import Config, Worker
 from deployer.releases.release import Release
-from deployer.releases.served import RUNTIME, lent
+from deployer.releases.served import RUNTIME, lent, program
 from deployer.workers import order
 
 
@@ -149,7 +149,7 @@ def test_a_user_or_group_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPa
 
 def served(environment: Path | None) -> list[str]:
     worker = Worker(app="shop:app", drain_timeout="10s", threads=4)
-    return order.served(Release("v1", Path("/srv/v1"), Config(name="shop", worker=worker), {}, environment))
+    return program(worker, environment)
 
 
 def test_an_application_runs_on_our_interpreter_unless_its_release_has_one() -> None:
