@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from time import monotonic, sleep
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -13,6 +15,7 @@ from deployer.errors import BusyError, ConfigError, DeniedError, DeployerError, 
 from deployer.paths import Layout
 from deployer.wire.schema import (
     AbortRequest,
+    Command,
     DeployRequest,
     Message,
     PinRequest,
@@ -34,6 +37,9 @@ ANSWER_TIMEOUT_S = 10.0
 PLAN_TIMEOUT_S = 15 * 60.0
 """A dry run fetches the source as a deploy would."""
 
+NEXT_MANAGER_S = 30.0
+PAUSE_S = 0.05
+
 T = TypeVar("T")
 
 _CLASSES: dict[int, type[DeployerError]] = {
@@ -42,6 +48,10 @@ _CLASSES: dict[int, type[DeployerError]] = {
     Exit.DENIED: DeniedError,
     Exit.UNAVAILABLE: UnavailableError,
 }
+
+
+class BrokenOffError(UnavailableError):
+    """It died, or was stopped, before it had answered."""
 
 
 class Client:
@@ -80,16 +90,16 @@ class Client:
         return self._call("GET", f"/v1/rollouts/{rollout}", RolloutInfo)
 
     def deploy(self, request: DeployRequest) -> RolloutInfo:
-        return self._call("POST", "/v1/deploy", RolloutInfo, request)
+        return self._command("/v1/deploy", request)
 
     def rollback(self, request: RollbackRequest) -> RolloutInfo:
-        return self._call("POST", "/v1/rollback", RolloutInfo, request)
+        return self._command("/v1/rollback", request)
 
     def restart(self, request: RestartRequest) -> RolloutInfo:
-        return self._call("POST", "/v1/restart", RolloutInfo, request)
+        return self._command("/v1/restart", request)
 
     def scale(self, request: ScaleRequest) -> RolloutInfo:
-        return self._call("POST", "/v1/scale", RolloutInfo, request)
+        return self._command("/v1/scale", request)
 
     def abort(self, request: AbortRequest) -> RolloutInfo:
         return self._call("POST", "/v1/abort", RolloutInfo, request)
@@ -114,6 +124,18 @@ class Client:
         return self._stream(_path("/v1/logs", **query))
 
     # Private.
+
+    def _command(self, path: str, request: Command) -> RolloutInfo:
+        """A manager that dies before it has answered may have begun what it was asked: the next one knows the key."""
+        named = msgspec.structs.replace(request, key=os.urandom(8).hex())
+        give_up = monotonic() + NEXT_MANAGER_S
+        while True:
+            try:
+                return self._call("POST", path, RolloutInfo, named)
+            except BrokenOffError:
+                if monotonic() >= give_up:
+                    raise
+                sleep(PAUSE_S)
 
     def _call(self, method: str, path: str, answer: type[T], body: Message | None = None) -> T:
         with self._request(method, path, body) as exchange:
@@ -182,7 +204,7 @@ class Client:
                 cause=f"nothing listens on {path}",
                 hint="deployer up",
             )
-        return UnavailableError(
+        return BrokenOffError(
             f"the supervisor of {self.layout.root} broke off the conversation",
             cause=str(error) or type(error).__name__,
             hint="deployer status",

@@ -26,6 +26,7 @@ from deployer.rollout.machine import PAST_TURNING, Kind, Phase, Rollout
 from deployer.state.store import Store
 from deployer.wire.schema import (
     AbortRequest,
+    Command,
     DeployRequest,
     RestartRequest,
     RollbackRequest,
@@ -58,49 +59,16 @@ class Commands:
         self.on_staging: Callable[[], None] = lambda: None
 
     def deploy(self, request: DeployRequest) -> RolloutInfo:
-        return self._take_turn(Kind.DEPLOY, request)
+        return self._once(request, lambda: self._take_turn(Kind.DEPLOY, request))
 
     def rollback(self, request: RollbackRequest) -> RolloutInfo:
-        return self._take_turn(Kind.ROLLBACK, request)
+        return self._once(request, lambda: self._take_turn(Kind.ROLLBACK, request))
 
     def restart(self, request: RestartRequest) -> RolloutInfo:
-        self._refuse_if_busy()
-        live = self._requests.live("restart")
-        knobs = msgspec.structs.replace(policy(self._catalog.release(live).config), soak=False, preflight=False)
-        return self._start(
-            Kind.RESTART,
-            request={},
-            who=request.who,
-            message=request.message,
-            slots=range(1, self._supervisor.count + 1),
-            release=live,
-            policy=knobs,
-        )
+        return self._once(request, lambda: self._restart(request))
 
     def scale(self, request: ScaleRequest) -> RolloutInfo:
-        """Growing is a rollout of the slots that are added; shrinking cannot fail and is done at once."""
-        self._refuse_if_busy()
-        live, count = self._requests.live("scale"), self._supervisor.count
-        if not 1 <= request.count <= 512:
-            raise DeployerError(
-                f"cannot scale to {request.count}: 1 to 512 workers", exit_code=Exit.USAGE, reason="usage"
-            )
-        message = f"{count} -> {request.count} workers"
-        if request.count <= count:
-            self._store.put("count", request.count)
-            self._supervisor.wake()
-            return self._unchanged(Kind.SCALE, request.who, message, done=request.count < count)
-        return self._start(
-            Kind.SCALE,
-            request={"count": request.count},
-            who=request.who,
-            message=message,
-            slots=range(count + 1, request.count + 1),
-            release=live,
-            target=self._supervisor.promoted,
-            previous=None,
-            policy=policy(self._catalog.release(live).config),
-        )
+        return self._once(request, lambda: self._scale(request))
 
     def abort(self, request: AbortRequest) -> RolloutInfo:
         """Turn back what runs, or take out what waits."""
@@ -117,6 +85,18 @@ class Commands:
         return self._info(rollout.id)
 
     # Turns
+
+    def _once(self, request: Command, do: Callable[[], RolloutInfo]) -> RolloutInfo:
+        """A command whose manager died before it answered is asked again: if it was begun, this tells of it."""
+        if request.key is None:
+            return do()
+        known = self._store.row("SELECT id FROM rollouts WHERE command = ?", request.key)
+        if known is not None:
+            return self._info(known["id"])
+        with self._store.transaction():
+            info = do()
+            self._store.update("rollouts", "id", info.id, command=request.key)
+        return info
 
     def next(self) -> None:
         """Begin the rollout whose turn it is, when none runs. One that cannot begin ends, and the next has its turn."""
@@ -225,6 +205,45 @@ class Commands:
             release=name,
             policy=self._hooks.shape(knobs, release),
             previous=self._supervisor.promoted,
+        )
+
+    def _restart(self, request: RestartRequest) -> RolloutInfo:
+        self._refuse_if_busy()
+        live = self._requests.live("restart")
+        knobs = msgspec.structs.replace(policy(self._catalog.release(live).config), soak=False, preflight=False)
+        return self._start(
+            Kind.RESTART,
+            request={},
+            who=request.who,
+            message=request.message,
+            slots=range(1, self._supervisor.count + 1),
+            release=live,
+            policy=knobs,
+        )
+
+    def _scale(self, request: ScaleRequest) -> RolloutInfo:
+        """Growing is a rollout of the slots that are added; shrinking cannot fail and is done at once."""
+        self._refuse_if_busy()
+        live, count = self._requests.live("scale"), self._supervisor.count
+        if not 1 <= request.count <= 512:
+            raise DeployerError(
+                f"cannot scale to {request.count}: 1 to 512 workers", exit_code=Exit.USAGE, reason="usage"
+            )
+        message = f"{count} -> {request.count} workers"
+        if request.count <= count:
+            self._store.put("count", request.count)
+            self._supervisor.wake()
+            return self._unchanged(Kind.SCALE, request.who, message, done=request.count < count)
+        return self._start(
+            Kind.SCALE,
+            request={"count": request.count},
+            who=request.who,
+            message=message,
+            slots=range(count + 1, request.count + 1),
+            release=live,
+            target=self._supervisor.promoted,
+            previous=None,
+            policy=policy(self._catalog.release(live).config),
         )
 
     def target(self, request: RollbackRequest, live: str | None) -> str:

@@ -26,6 +26,7 @@ STEPS = {
     """,
     2: """
         ALTER TABLE rollouts ADD COLUMN cut TEXT;
+        ALTER TABLE rollouts ADD COLUMN command TEXT;
         ALTER TABLE workers ADD COLUMN retired_by INTEGER;
     """,
 }

@@ -45,7 +45,8 @@ CREATE TABLE rollouts (
     outcome     TEXT,
     exit_code   INTEGER,
     serving     TEXT,
-    cut         TEXT                   -- wire.schema.Cut, JSON: what the ends of the workers it retired cut
+    cut         TEXT,                  -- wire.schema.Cut, JSON: what the ends of the workers it retired cut
+    command     TEXT                   -- key of the command that began it
 ) STRICT;
 
 CREATE TABLE journal (                 -- every fact that moved a rollout, in order

@@ -240,10 +240,16 @@ class Event(Message, frozen=True, kw_only=True):
     data: dict[str, Any] = {}
 
 
-class DeployRequest(Message, frozen=True, kw_only=True):
-    """Source fields override `[source]` of deployer.toml."""
+class Command(Message, frozen=True, kw_only=True):
+    """What begins a rollout."""
 
     who: str
+    key: str | None = None  # names this command: asked again, since no answer came, it is not done again
+
+
+class DeployRequest(Command, frozen=True, kw_only=True):
+    """Source fields override `[source]` of deployer.toml."""
+
     path: str | None = None
     git: str | None = None
     ref: str | None = None
@@ -257,10 +263,9 @@ class DeployRequest(Message, frozen=True, kw_only=True):
     supersede: bool = False  # abort it
 
 
-class RollbackRequest(Message, frozen=True, kw_only=True):
+class RollbackRequest(Command, frozen=True, kw_only=True):
     """To `release`, to the newest release of `commit` (a prefix), or to the last good one."""
 
-    who: str
     release: str | None = None
     commit: str | None = None
     message: str | None = None
@@ -268,13 +273,11 @@ class RollbackRequest(Message, frozen=True, kw_only=True):
     supersede: bool = False
 
 
-class RestartRequest(Message, frozen=True, kw_only=True):
-    who: str
+class RestartRequest(Command, frozen=True, kw_only=True):
     message: str | None = None
 
 
-class ScaleRequest(Message, frozen=True, kw_only=True):
-    who: str
+class ScaleRequest(Command, frozen=True, kw_only=True):
     count: int
 
 

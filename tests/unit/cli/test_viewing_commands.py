@@ -327,7 +327,7 @@ def test_rollback_restart_and_scale_follow_like_deploy(manager: ScriptedManager,
     manager.answers["POST /v1/scale"] = 202, rollout_info(kind="scale")
     manager.events = [started("scale"), finished()]
     assert shop.run("scale", "3").out.startswith("Scaled shop to 3 workers in 3.4s.\n")
-    assert manager.bodies("POST /v1/scale") == [{"who": "ana", "count": 3}]
+    assert manager.bodies("POST /v1/scale") == [{"who": "ana", "key": None, "count": 3}]
 
 
 def test_scale_to_the_same_number_is_no_error(manager: ScriptedManager, shop: Shop) -> None:

@@ -48,7 +48,9 @@ class ScriptedManager:
         self._server.server_close()
 
     def bodies(self, what: str) -> list[Any]:
-        return [body for name, _, body in self.requests if name == what]
+        """What was sent, without the keys that name commands: no two are alike."""
+        sent = [body for name, _, body in self.requests if name == what]
+        return [{**body, "key": None} if body and "key" in body else body for body in sent]
 
     def queries(self, what: str) -> list[dict[str, str]]:
         return [query for name, query, _ in self.requests if name == what]
@@ -119,7 +121,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream(script.streams[url.path](query))
             return
         if callable(answer):
-            answer = answer(query, body)
+            try:
+                answer = answer(query, body)
+            except Cut:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
         status, value = answer or (404, {"error": {"what": f"no such page: {url.path}", "exit": 1}})
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)

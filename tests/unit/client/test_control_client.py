@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_manager import ScriptedManager, rollout_info, status
+from scripted_manager import Cut, ScriptedManager, rollout_info, status
 
 from deployer.client.client import Client
 from deployer.client.transport import UnixConnection
@@ -134,6 +134,24 @@ def test_a_manager_that_does_not_answer_is_given_up(layout: Layout) -> None:
 
         with pytest.raises(UnavailableError, match="does not answer"):
             Client(layout, timeout=0.05).status()
+
+
+def test_a_command_is_asked_again_of_the_next_manager_by_the_same_key(manager: ScriptedManager, layout: Layout) -> None:
+    """It may have been begun by the one that died before it answered."""
+    tries: list[str] = []
+
+    def answer(query: dict[str, str], body: Any) -> tuple[int, Any]:
+        tries.append(body["key"])
+        if len(tries) < 3:
+            raise Cut
+        return 202, rollout_info()
+
+    manager.answers["POST /v1/deploy"] = answer
+    assert Client(layout).deploy(DeployRequest(who="me")).id == rollout_info()["id"]
+    assert len(tries) == 3
+    assert len(set(tries)) == 1
+    assert Client(layout).deploy(DeployRequest(who="me")).id == rollout_info()["id"]
+    assert tries[3] != tries[2], "another command has another key"
 
 
 def test_an_answer_cut_short_is_unavailable(manager: ScriptedManager, layout: Layout) -> None:

@@ -104,4 +104,7 @@ def test_version_2_keeps_what_runs(tmp_path: Path) -> None:
     assert [worker.pid for worker in store.workers()] == [7]
     store.close()
     added = {name: [row[0] for row in rows if row not in before[name]] for name, rows in columns(path).items()}
-    assert {name: names for name, names in added.items() if names} == {"rollouts": ["cut"], "workers": ["retired_by"]}
+    assert {name: names for name, names in added.items() if names} == {
+        "rollouts": ["cut", "command"],
+        "workers": ["retired_by"],
+    }
