@@ -157,3 +157,38 @@ def test_a_worker_that_never_got_its_order_is_not_held_against_its_release(
     assert [worker.ran for worker in heard] == [told]
     assert store.workers() == []
     assert [event.event for event in store.events()] == ["worker.exited"]
+
+
+def test_a_worker_that_is_still_about_to_find_that_it_has_no_order(pool: Pool, store: Store) -> None:
+    """The next manager was quicker than the shim: the end that it sees then says nothing either."""
+    heard: list[Worker] = []
+    pool.on_exit = heard.append
+
+    async def test() -> None:
+        program = [sys.executable, "-S", "-c", f"input(); raise SystemExit({shim.NO_ORDER})"]
+        with subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True) as process:
+            worker = pool.adopt(row(store, process.pid, State.STARTING), RELEASE, ())
+            assert worker is not None
+            assert process.stdin is not None
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            assert await exit_of(pool, worker) == shim.NO_ORDER
+            process.returncode = shim.NO_ORDER  # the pool has reaped it
+
+    run(test)
+    assert [worker.ran for worker in heard] == [False]
+
+
+def test_who_waits_for_a_worker_that_was_ready_before_it_was_adopted_does_not_wait(
+    pool: Pool, store: Store, process: subprocess.Popen[bytes]
+) -> None:
+    """As a rollout waits for a template."""
+
+    async def test() -> None:
+        worker = pool.adopt(row(store, process.pid, State.READY), RELEASE, ())
+        assert worker is not None
+        await worker.started.wait()
+        pool.retire(worker, now=True)
+        await worker.ended.wait()
+
+    run(test)
