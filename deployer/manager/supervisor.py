@@ -160,6 +160,8 @@ class Supervisor:
         self.wake()
 
     def _died(self, worker: Worker) -> None:
+        if not worker.ran or worker.generation == STRAY:
+            return  # says nothing about a release or a slot
         log.warning("worker.died", slot=worker.slot, pid=worker.pid, release=worker.release.name, exit=worker.exit)
         if self.is_candidate(worker):
             self._tell_failed(NewFailed(slot=worker.slot, failure=verdict.failure_of_exit(worker)))

@@ -36,7 +36,6 @@ class Templates:
 
     def __init__(self, *, store: Store, catalog: Catalog, pool: Pool, supervisor: Supervisor) -> None:
         self._store, self._catalog, self._pool, self._supervisor = store, catalog, pool, supervisor
-        self.unsafe: dict[str, str] = {}  # release -> what in it does not survive a fork
         self._preparing: str | None = None
         self._deaths: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
@@ -52,13 +51,36 @@ class Templates:
     def running(self) -> list[Worker]:
         return [w for w in self._pool.workers.values() if w.slot == TEMPLATE_SLOT and w.exit is None]
 
+    @property
+    def unsafe(self) -> dict[str, str]:
+        """Release -> what in it does not survive a fork."""
+        found: dict[str, str] = self._store.get("unsafe", {})
+        return found
+
     async def prepare(self, release: Release, generation: int) -> Failure | None:
-        """Wait for the template of a rollout's release. None: it is ready, or there is to be none. A Failure: the
-        application cannot be imported."""
+        """Wait for the template of a rollout's release. None: it is ready, or its workers are to boot on their own. A
+        Failure: the application cannot be imported."""
         if not release.config.worker.preload or release.name in self.unsafe:
             return None
         self._preparing = release.name
         try:
+            template = await self._decided(release, generation)
+        except OSError as error:
+            what = f"cannot start the template of {release.name}"
+            return Failure(reason="spawn", what=what, cause=str(error))
+        finally:
+            self._preparing = None
+        if release.name in self.unsafe or self.ready(release.name):
+            return None
+        if template.failure is not None:
+            return template.failure
+        if template.exit is None or template.exit.code is None or template.exit.code < 0:
+            return None  # it was killed: what that says about the release, its first worker will show
+        return verdict.failure_of_exit(template)
+
+    async def _decided(self, release: Release, generation: int) -> Worker:
+        """A template that is ready, or never will be."""
+        while True:
             template = self._of(release.name) or self._pool.spawn_template(generation, release)
             ended = asyncio.create_task(template.ended.wait())
             started = asyncio.create_task(template.started.wait())
@@ -67,14 +89,8 @@ class Templates:
             finally:
                 ended.cancel()
                 started.cancel()
-        except OSError as error:
-            what = f"cannot start the template of {release.name}"
-            return Failure(reason="spawn", what=what, cause=str(error))
-        finally:
-            self._preparing = None
-        if release.name in self.unsafe or self.ready(release.name):
-            return None
-        return template.failure or verdict.failure_of_exit(template)
+            if template.exit is None or template.ran:
+                return template
 
     def warnings(self, release: str | None) -> list[str]:
         what = self.unsafe.get(release or "")
@@ -104,8 +120,9 @@ class Templates:
         for worker in self.running():
             if worker.release.name not in wanted:
                 self._pool.retire(worker)
+        unsafe = self.unsafe
         for name, generation in wanted.items():
-            if self._of(name) is None and name not in self.unsafe and name != self._preparing:
+            if self._of(name) is None and name not in unsafe and name != self._preparing:
                 self._start(name, generation)
         self._wake_at_the_end_of_standby()
 
@@ -150,7 +167,8 @@ class Templates:
     # What becomes of them
 
     def _on_exit(self, template: Worker) -> None:
-        if template.state is State.DRAINING or template.release.name in self.unsafe:
+        retired = template.state is State.DRAINING and template.failure is None
+        if retired or not template.ran or template.release.name in self.unsafe:
             return
         log.warning("template.died", release=template.release.name, pid=template.pid, exit=template.exit)
         if uptime() - template.spawned_at > STABLE_S:
@@ -162,10 +180,12 @@ class Templates:
         self._not_before[release] = time.monotonic() + max(0.5 if deaths > 1 else 0.0, backoff(deaths))
 
     def _on_unsafe(self, template: Worker, what: str) -> None:
-        """Its workers boot on their own from now on; it ends by itself."""
+        """Its workers boot on their own from now on; it ends by itself. The next manager does not try again."""
         name = template.release.name
-        self.unsafe[name] = what
-        self._store.emit("template.unsafe", release=name, pid=template.pid, what=what)
+        known = {other: why for other, why in self.unsafe.items() if other in self._wanted()}
+        with self._store.transaction():
+            self._store.put("unsafe", {**known, name: what})
+            self._store.emit("template.unsafe", release=name, pid=template.pid, what=what)
         log.warning("template.unsafe", release=name, what=what)
 
 

@@ -5,8 +5,10 @@ The manager's end is kept by the keeper as well, so that what is sent while no m
     manager to worker     serve {slot} + sockets: accept on these from now on, and say READY=1 again
                           message {data}: what a worker broadcast
     worker to manager     broadcast {data}
-    manager to template   fork {sockets} + order, stdout, stderr, channel, sockets ..., descriptors to hold ...
-    template to manager   forked {pid} | unsafe {what}
+    manager to template   fork {id, sockets} + order, stdout, stderr, channel, sockets ..., descriptors to hold ...
+    template to manager   forked {id, pid} | unsafe {what}
+
+`id` tells an answer from one that was meant for a manager that died before it came; `pid` is null when there is none.
 """
 
 from __future__ import annotations

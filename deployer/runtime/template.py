@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .channel import ENVIRONMENT_KEY, Channel
 from .notify import notify
@@ -56,7 +57,7 @@ def run(channel: Channel) -> Order | None:
         if message["op"] != "fork":
             _close(fds)
             continue
-        order = _fork(channel, message["sockets"], fds)
+        order = _fork(channel, message, fds)
         if order is not None:
             return order
 
@@ -92,40 +93,39 @@ def _is_mapped(names: tuple[str, ...]) -> bool:
     return any(name in maps for name in names)
 
 
-def _fork(channel: Channel, sockets: int, fds: list[int]) -> Order | None:
-    """None in the template, which has told the worker's pid, if there is one."""
+def _fork(channel: Channel, request: dict[str, Any], fds: list[int]) -> Order | None:
+    """None in the template, which has told the worker's pid."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid_r, pid_w = os.pipe()
     between = os.fork()
     if between == 0:
-        _fork_once_more(pid_w)
+        _fork_once_more()
+        os.setsid()  # before anybody hears of it: what dies with the template's group is no worker
+        os.write(pid_w, str(os.getpid()).encode())
         _close([pid_r, pid_w])
         channel.close()
-        return _become(sockets, fds)
+        return _become(request["sockets"], fds)
     _close([pid_w, *fds])
     with os.fdopen(pid_r, "rb") as pipe:
         pid = pipe.read()
     os.waitpid(between, 0)
-    if pid:
-        channel.send({"op": "forked", "pid": int(pid)})
+    channel.send({"op": "forked", "id": request["id"], "pid": int(pid) if pid else None})
     return None
 
 
-def _fork_once_more(pid_w: int) -> None:
-    """Returns in the worker alone; the process in between tells its pid, and ends."""
+def _fork_once_more() -> None:
+    """Returns in the worker alone; the process in between ends."""
     try:
         pid = os.fork()
     except OSError:
         os._exit(1)
     if pid:
-        os.write(pid_w, str(pid).encode())
         os._exit(0)
 
 
 def _become(sockets: int, fds: list[int]) -> Order:
     """What the shim does for a worker of its own. User, limits and directory are the template's."""
-    os.setsid()
     order_r, stdout, stderr, channel = fds[:_FIXED_FDS]
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)

@@ -30,7 +30,7 @@ from deployer.runtime.scoreboard import Scoreboard
 from deployer.state.store import Store, WorkerRow
 from deployer.units import parse_duration
 from deployer.wire.schema import TEMPLATE_SLOT, LogLine
-from deployer.workers import cut, order, shim, start
+from deployer.workers import cut, order, start
 from deployer.workers.board import Board
 from deployer.workers.kept import Kept
 from deployer.workers.readiness import until_ready
@@ -84,6 +84,7 @@ class Pool:
         self._kept.keep(worker, waiting.held)
         where = {"DEPLOYER_APP": self._app, "DEPLOYER_ROOT": str(self._layout.root)}
         what = order.of(worker, slot if as_slot is None else as_slot, where, self._base_env, forked=forked)
+        worker.ordered = True
         waiting.order({**what, **limits, "hold": waiting.held, "channel": waiting.line})
         self._attach(worker, waiting.held)
         return worker
@@ -105,7 +106,7 @@ class Pool:
             try:
                 fork = start.fork_from(template.channel)
                 return start.begin(self._layout.notify, sockets, fork, channel=True), True
-            except OSError as error:
+            except start.CannotForkError as error:
                 log.error("template.cannot_fork", release=release.name, pid=template.pid, error=str(error))
                 self.retire(template, now=True)  # it is made anew; this worker boots on its own
         has_channel = release.config.worker.app is not None
@@ -168,10 +169,7 @@ class Pool:
         return worker
 
     def bury(self, row: WorkerRow, release: Release) -> None:
-        """Note the end of a worker that died while no manager looked; the keeper has its exit code.
-
-        One that got no order says nothing about its release: its manager died too early, and it is started again.
-        """
+        """Note the end of a worker that died while no manager looked; the keeper has its exit code."""
         status = self._keeper.exit_of(row.pid)
         code = None if status is None else os.waitstatus_to_exitcode(status)
         worker = Worker.of_row(row, release, (), -1)
@@ -180,11 +178,11 @@ class Pool:
         for number, fd in self._kept.left_in_pipes(worker):  # what it printed last
             LineReader(fd, self._line_taker(worker, number)).finish()
         self._kill_escaped(worker)
+        self._on_channel(worker)
         self._kept.release(worker)
         with self._store.transaction():
             self.note_exit(worker, code)
-            if not (code == shim.NO_ORDER and worker.state is State.STARTING):
-                self.on_exit(worker)
+            self.on_exit(worker)
         self._keeper.seen(row.pid)
 
     # Hearing from workers
@@ -199,6 +197,8 @@ class Pool:
         loop.add_reader(worker.pidfd, self._on_pidfd, worker)
         if worker.state is State.STARTING:
             worker.tasks.append(watched(self._watch_start(worker)))
+        else:
+            worker.started.set()
 
     async def _watch_start(self, worker: Worker) -> None:
         failure = await until_ready(worker)
@@ -331,7 +331,8 @@ class Pool:
         """Note the end in state.db first, and only then reap: a manager killed in between loses no exit code."""
         code, ours = await self._exit_code(worker)
         worker.exit = Exit(code)
-        kill_group(worker.pid)
+        if ours:  # else the keeper did, before it reaped: the pid may be another's by now
+            kill_group(worker.pid)
         self._kill_escaped(worker)
         self._on_channel(worker)  # its last word
         for reader in worker.readers:

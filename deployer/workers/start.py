@@ -23,6 +23,10 @@ STREAMS = ("stdout", "stderr")
 FORK_LIMIT_S = 2.0  # a template that has not forked by then is hung; our loop stands still meanwhile
 
 
+class CannotForkError(OSError):
+    """The template is of no use any more; nothing was started that would go on."""
+
+
 @dataclass
 class Waiting:
     """A process that has not been told what to become. `order` or `cancel` it."""
@@ -113,28 +117,34 @@ def spawn(theirs: Theirs) -> int:
 
 
 def fork_from(template: Channel) -> Starter:
-    """By a template, which has the application imported (deployer/runtime/template.py)."""
+    """By a template, which has the application imported (deployer/runtime/template.py). CannotForkError: it does not
+    answer as it should; a worker that it forks later gets no order, and ends."""
 
     def starter(theirs: Theirs) -> int:
         assert theirs.line is not None, "what a template forks has a channel"
         fds = [theirs.order_r, *theirs.outputs, theirs.line, *theirs.sockets, *theirs.hold]
-        if not template.send({"op": "fork", "sockets": len(theirs.sockets)}, fds):
-            raise OSError("the template does not listen")
-        return _forked(template)
+        request = secrets.token_hex(4)
+        if not template.send({"op": "fork", "id": request, "sockets": len(theirs.sockets)}, fds):
+            raise CannotForkError("it does not listen")
+        return _forked(template, request)
 
     return starter
 
 
-def _forked(template: Channel) -> int:
+def _forked(template: Channel, request: str) -> int:
+    """The pid in the answer to `request`. One to a manager that was killed before it had read it may come first."""
     end = time.monotonic() + FORK_LIMIT_S
     try:
         while (left := end - time.monotonic()) > 0:
-            found = template.receive(left)
-            if found is not None and found[0]["op"] == "forked":
-                return int(found[0]["pid"])
+            message, _ = template.receive(left) or ({}, [])
+            if message.get("id") != request:
+                continue
+            if message["pid"] is None:
+                raise CannotForkError("fork(2) failed")
+            return int(message["pid"])
     except EOFError:
-        raise OSError("the template ended") from None
-    raise TimeoutError(f"the template did not fork within {FORK_LIMIT_S:g} s")
+        raise CannotForkError("it ended") from None
+    raise CannotForkError(f"it did not fork within {FORK_LIMIT_S:g} s")
 
 
 def open_notify(directory: Path) -> socket.socket:

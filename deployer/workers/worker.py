@@ -17,6 +17,7 @@ from deployer.sockets.address import Address
 from deployer.state.store import WorkerRow
 from deployer.units import parse_duration
 from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT
+from deployer.workers.shim import NO_ORDER
 
 TAIL_LINES = 50
 
@@ -78,6 +79,7 @@ class Worker:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     exit: Exit | None = None
+    ordered: bool = False  # by us; whether a manager that died came to that, nobody knows
 
     @classmethod
     def of_row(cls, row: WorkerRow, release: Release, listeners: Sequence[Listener], pidfd: int) -> Worker:
@@ -100,6 +102,13 @@ class Worker:
         if row.notified:
             worker.ready_said.set()
         return worker
+
+    @property
+    def ran(self) -> bool:
+        """Did its program ever run? One that got no order (its manager died too early) says nothing about its
+        release by its end, and is started again."""
+        no_order = self.exit is not None and self.exit.code == NO_ORDER
+        return self.ordered or self.state is not State.STARTING or not no_order
 
     @property
     def in_slot(self) -> bool:

@@ -16,12 +16,9 @@ before, so that what a kill left has to bear the next deploy. Where rollout.queu
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import json
 import os
 import signal
-import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +30,8 @@ import pytest
 from deployer import launch
 from deployer.paths import Layout
 from tests.cluster import wait_until
-from tests.e2e.shop import Shop, alive
+from tests.e2e.shop import Shop
+from tests.e2e.victim import Victim, numbered
 
 MAKE = Callable[..., Shop]
 CHUNKS = 3
@@ -54,14 +52,12 @@ SEEN = {
 """What must be among the transactions that were counted."""
 
 
-class Victim:
-    """A cluster whose manager is killed on order."""
+class Deploying(Victim):
+    """One that deploys a release with a build and hooks."""
 
     def __init__(self, shop: Shop) -> None:
-        self.shop = shop
-        self.order = shop.base / "order"
+        super().__init__(shop)
         self.label = "first"
-        shop.env |= {"PYTHONPATH": str(Path(__file__).parent / "killsite"), "KILL_ORDER": str(self.order)}
         shop.up(label=self.label)
         for stage in STAGES:
             hook = shop.root / "hooks" / stage
@@ -71,44 +67,21 @@ class Victim:
         self.points = self._count()
         assert len(self.points) >= LEAST
         shop.settled()
-        self.usual = self._lying_about()
+        self.usual = self.lying_about()
 
     def _count(self) -> list[str]:
         """A deploy that nobody kills: `where turn name` of each transaction in question."""
-        self.order.write_text("count nobody 0 nothing")
         self.write("counted")
-        self.shop.run("deploy", code=0)
-        self.order.unlink()
-        seen = self._seen()
+        seen = self.transactions(lambda: self.shop.run("deploy", code=0))
         assert {line.partition(" ")[2] for line in seen} >= SEEN, seen
         first = seen.index(f"before {FIRST_WORKER}") + 2
-        numbered = [(line, seen[: at + 1].count(line), at) for at, line in enumerate(seen)]
-        return [
-            f"{where} {turn} {name}"
-            for line, turn, at in numbered
-            for where, _, name in [line.partition(" ")]
-            if name and (at < first or name.startswith("(journal)"))
-        ]
-
-    def _seen(self) -> list[str]:
-        path = Path(f"{self.order}.seen")
-        lines = path.read_text().splitlines()
-        path.unlink()
-        return lines
+        names = [line.partition(" ")[2] for line in seen]
+        wanted = [bool(name) and (at < first or name.startswith("(journal)")) for at, name in enumerate(names)]
+        return [point for point, is_wanted in zip(numbered(seen), wanted, strict=True) if is_wanted]
 
     def write(self, label: str) -> None:
         self.label = label
         self.shop.write(label=label)
-
-    def arm(self, point: str, how: str) -> None:
-        Path(f"{self.order}.seen").unlink(missing_ok=True)
-        where, rest = point.split(" ", 1)
-        self.order.with_suffix(".new").write_text(f"{where} {how} {rest}")
-        self.order.with_suffix(".new").rename(self.order)
-
-    def wait_for_the_kill(self, *pids: int) -> None:
-        wait_until(lambda: not self.order.exists(), "the order was carried out")
-        wait_until(lambda: not any(alive(pid) for pid in pids), "killed")
 
     # What is promised
 
@@ -122,14 +95,7 @@ class Victim:
         there = os.listdir(self.shop.root / "releases")
         whole = [name for name in there if (self.shop.root / "releases" / name / ".deployer.json").exists()]
         assert set(there) <= {*whole, *(f".{name}.index" for name in whole)}
-        assert self._lying_about() == self.usual
-
-    def _lying_about(self) -> list[str]:
-        """Names in ROOT, but for those that each release and each deploy adds to, and what SQLite keeps."""
-        root = self.shop.root
-        sockets = len(os.listdir(root / "run" / "notify"))
-        found = [str(path.relative_to(root)) for path in (*root.iterdir(), *root.glob("run/*"), *root.glob("shared/*"))]
-        return [f"{sockets} sockets", *sorted(name for name in found if not name.startswith("state.db"))]
+        assert self.lying_about() == self.usual
 
     def in_staging(self, point: str) -> bool:
         """No worker of the rollout is meant to serve yet."""
@@ -157,17 +123,6 @@ class Victim:
     def ended(self, seq: int) -> list[str]:
         return [event["outcome"] for event in self.events_after(seq) if event["event"] == "rollout.finished"]
 
-    def events_after(self, seq: int) -> list[dict[str, Any]]:
-        """From state.db itself: hundreds of times `deployer events` would take half of the time."""
-        with contextlib.closing(sqlite3.connect(f"file:{self.shop.root}/state.db?mode=ro", uri=True)) as db:
-            rows = db.execute("SELECT seq, event, rollout, data FROM events WHERE seq > ? ORDER BY seq", (seq,))
-            return [json.loads(data) | {"seq": at, "event": name, "rollout": of} for at, name, of, data in rows]
-
-    @property
-    def seq(self) -> int:
-        """Of the last event."""
-        return int(self.events_after(0)[-1]["seq"])
-
 
 def _fact(path: Path) -> tuple[Any, ...]:
     found = path.lstat()
@@ -177,12 +132,12 @@ def _fact(path: Path) -> tuple[Any, ...]:
 
 
 @pytest.fixture
-def victim(shop: MAKE) -> Victim:
-    return Victim(shop(soak="0s", extra=BUILD))
+def victim(shop: MAKE) -> Deploying:
+    return Deploying(shop(soak="0s", extra=BUILD))
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_the_manager_alone(victim: Victim, chunk: int) -> None:
+def test_the_manager_alone(victim: Deploying, chunk: int) -> None:
     """The command follows the same rollout to its end with the next manager, and no old worker is started again.
 
     When the manager dies before it has answered that there is a rollout, the command asks the next one: if its begin
@@ -212,7 +167,7 @@ def test_the_manager_alone(victim: Victim, chunk: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_everything(victim: Victim, chunk: int) -> None:
+def test_everything(victim: Deploying, chunk: int) -> None:
     """`up` starts the release that was live, and only then goes on with the rollout, when it was begun."""
     shop = victim.shop
     for point in victim.points[chunk::CHUNKS]:
@@ -253,7 +208,7 @@ def is_over(point: str) -> bool:
 
 @pytest.mark.parametrize("where", ["before", "after"])
 @pytest.mark.parametrize("how", ["manager", "keeper"])
-def test_where_a_deploy_waits_for_its_turn(victim: Victim, how: str, where: str) -> None:
+def test_where_a_deploy_waits_for_its_turn(victim: Deploying, how: str, where: str) -> None:
     """What runs ends, and so does what waits when its place in the queue was committed."""
     shop, go = victim.shop, victim.shop.base / "go"
     hook = shop.root / "hooks" / "before_stage"

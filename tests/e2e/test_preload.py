@@ -242,9 +242,13 @@ def test_an_unsafe_template_is_named_and_workers_boot_on_their_own(served: Calla
     slots = cluster.assert_serves("v1")
     assert cluster.templates() == {}
     assert set(slots.values()) <= set(cluster.imported("v1"))
+    boots = cluster.imported("v1")
+    cluster.kill_manager()
+    cluster.assert_serves("v1", slots)
     cluster.write(label="second", broken="import socket\nother, mine = socket.socketpair()")
     done = cluster.run("deploy", code=0)
     assert "workers of v2 boot one by one: a socket" in done.text
+    assert cluster.imported("v1") == boots, "the next manager did not try again"
     cluster.assert_serves("v2")
 
 

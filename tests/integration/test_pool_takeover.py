@@ -142,7 +142,7 @@ def test_a_draining_worker_that_was_told_is_not_told_again(
 def test_a_worker_that_never_got_its_order_is_not_held_against_its_release(
     pool: Pool, store: Store, state: State, code: int | None, told: bool
 ) -> None:
-    """Its manager died before it could give one; a canary must not fail of that. Every other end is told."""
+    """Its manager died before it could give one; a canary must not fail of that."""
     pid = os.getpid()  # any: it is not looked at
     heard: list[Worker] = []
     pool.on_exit = heard.append
@@ -153,6 +153,42 @@ def test_a_worker_that_never_got_its_order_is_not_held_against_its_release(
         pool.bury(row(store, pid, state), RELEASE)
 
     run(test)
-    assert [worker.exit.code if worker.exit else None for worker in heard] == ([code] if told else [])
+    assert [worker.exit.code if worker.exit else None for worker in heard] == [code]
+    assert [worker.ran for worker in heard] == [told]
     assert store.workers() == []
     assert [event.event for event in store.events()] == ["worker.exited"]
+
+
+def test_a_worker_that_is_still_about_to_find_that_it_has_no_order(pool: Pool, store: Store) -> None:
+    """The next manager was quicker than the shim: the end that it sees then says nothing either."""
+    heard: list[Worker] = []
+    pool.on_exit = heard.append
+
+    async def test() -> None:
+        program = [sys.executable, "-S", "-c", f"input(); raise SystemExit({shim.NO_ORDER})"]
+        with subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True) as process:
+            worker = pool.adopt(row(store, process.pid, State.STARTING), RELEASE, ())
+            assert worker is not None
+            assert process.stdin is not None
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            assert await exit_of(pool, worker) == shim.NO_ORDER
+            process.returncode = shim.NO_ORDER  # the pool has reaped it
+
+    run(test)
+    assert [worker.ran for worker in heard] == [False]
+
+
+def test_who_waits_for_a_worker_that_was_ready_before_it_was_adopted_does_not_wait(
+    pool: Pool, store: Store, process: subprocess.Popen[bytes]
+) -> None:
+    """As a rollout waits for a template."""
+
+    async def test() -> None:
+        worker = pool.adopt(row(store, process.pid, State.READY), RELEASE, ())
+        assert worker is not None
+        await worker.started.wait()
+        pool.retire(worker, now=True)
+        await worker.ended.wait()
+
+    run(test)

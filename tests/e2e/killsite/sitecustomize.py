@@ -7,6 +7,9 @@ it, at the next statement of any kind, when what follows from the commit has bee
 for both of them. The file is removed before that: the next manager lives.
 
 SQLite tells its statements to a trace callback, just before it carries them out.
+
+What a manager sends to a worker of an `app` has points of the same kind: `send serve`, sockets for the preflight's
+worker, which becomes the canary, and `send fork`, to a template.
 """
 
 from __future__ import annotations
@@ -14,13 +17,16 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sqlite3
 import sys
 import threading
 from typing import Any
 
 CONNECT = sqlite3.connect
+SEND_FDS = socket.send_fds
 EVENT = re.compile(r"INSERT INTO events \(.*?\) VALUES \([^,]*, *'([\w.]+)'(?:.*?\"(?:stage|phase)\":\"(\w+)\")?", re.S)
+SENT = re.compile(rb'{"op":"(serve|fork)"')
 CHANGE = re.compile(r"(INSERT(?: OR REPLACE)? INTO|UPDATE|DELETE FROM) (\w+)")
 
 
@@ -50,6 +56,16 @@ class Killer:
         elif match := CHANGE.match(sql):
             self._parts.append(f"({match[2]})")
 
+    def send_fds(self, sock: socket.socket, buffers: list[bytes], *rest: Any) -> int:
+        match = SENT.match(buffers[0])
+        name = f"send {match[1].decode()}" if match else None
+        if name:
+            self._at("before", name)
+        sent = SEND_FDS(sock, buffers, *rest)
+        if name:
+            self._at("after", name)
+        return sent
+
     def _at(self, where: str, name: str) -> None:
         try:
             with open(self._order) as file:
@@ -74,7 +90,8 @@ def _install() -> None:
         return
     order = os.environ.pop("KILL_ORDER")
     del os.environ["PYTHONPATH"]  # workers, hooks and builds know nothing of this
-    sqlite3.connect = Killer(order).connect
+    killer = Killer(order)
+    sqlite3.connect, socket.send_fds = killer.connect, killer.send_fds
 
 
 _install()
