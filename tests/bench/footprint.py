@@ -18,7 +18,8 @@ from pathlib import Path
 import psutil
 
 from tests.bench import peers
-from tests.bench.systems import BOOT_S, GOOD, WORKERS, BenchCluster, Pm2
+from tests.bench.rivals import Pm2
+from tests.bench.systems import BOOT_S, GOOD, WORKERS, BenchCluster
 from tests.bench.table import end_with, machine, median, met, say, show
 from tests.cluster import wait_until
 
