@@ -114,7 +114,7 @@ def ratio_row(kind: str, other: str, figures: dict[str, Figures], target: float 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.fairness", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12, help="of loadings (12)")
+    parser.add_argument("--rounds", type=int, default=9, help="of loadings (9)")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each loading (1)")
     parser.add_argument("--spreads", type=int, default=5, help="rounds of visits that are counted (5)")
     parser.add_argument("--workers", type=int, default=WORKERS, help="processes that serve (4)")

@@ -74,6 +74,10 @@ def systems() -> list[System]:
     ]
 
 
+def preloads(system: System) -> bool:
+    return isinstance(system, Deployer) and system.worker == PRELOAD
+
+
 def measure(system: System, runs: int) -> Result:
     result = Result(system)
     try:
@@ -95,7 +99,7 @@ def measure(system: System, runs: int) -> Result:
 
 def rollouts(runs: int, peer_runs: int) -> bool:
     """Prints the table; whether nothing was lost that must not be."""
-    results = [measure(system, runs if system.ours else peer_runs) for system in systems()]
+    results = [measure(system, runs if preloads(system) else peer_runs) for system in systems()]
     head = ("system", "app", "requests", "lost", "command s", "rollout s", "worst", "all met s", "old gone s")
     head = (*head, "p99 ms: before", "during", "ratio", f"<= {ROLLOUT_TARGET_S:.1f} s")
     title = (
@@ -106,7 +110,7 @@ def rollouts(runs: int, peer_runs: int) -> bool:
         "all met: the last new worker has answered a visitor; old gone: and the last old one has ended. Whoever",
         "ends the old workers first is done in one boot, in which visitors wait or are lost: see p99 and lost",
         f"target: {PLAN.boot_s:g} s + soak {PLAN.soak_s:g} s + {PLAN.workers} x {EACH_S * 1000:.0f} ms",
-        f"{runs} rollouts of each of ours, {peer_runs} of each peer; load: {LOAD}",
+        f"{runs} rollouts with preload, {peer_runs} of each other; load: {LOAD}",
         f"machine: {machine()}",
         *(f"{r.system.name}: {r.system.settings}" for r in results if isinstance(r.system, Peer) and not r.skipped),
     ]
@@ -127,7 +131,6 @@ def rollout_row(result: Result) -> list[object]:
     met_s = [one.seconds for one in found if one.seconds is not None]
     took = [one.own_s for one in found] if system.ours else met_s
     gone = [one.old_gone_s for one in found if one.old_gone_s is not None]
-    targeted = isinstance(system, Deployer) and system.worker == PRELOAD
     return [
         system.name,
         system.app,
@@ -141,7 +144,7 @@ def rollout_row(result: Result) -> list[object]:
         f"{median([one.p99_before_s for one in found]) * 1000:.1f}",
         f"{median([one.p99_during_s for one in found]) * 1000:.1f}",
         f"{median([one.p99_during_s / one.p99_before_s for one in found]):.1f}",
-        met(median(took) <= ROLLOUT_TARGET_S) if targeted else "-",
+        met(median(took) <= ROLLOUT_TARGET_S) if preloads(system) else "-",
     ]
 
 
@@ -287,8 +290,8 @@ def rollback_row(name: str, own: list[float], command: list[float], target: floa
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.preload", description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="rollouts of ours (3)")
-    parser.add_argument("--peer-runs", type=int, default=1, help="rollouts of each peer (1)")
+    parser.add_argument("--runs", type=int, default=3, help="rollouts with preload (3)")
+    parser.add_argument("--peer-runs", type=int, default=1, help="rollouts of each other system (1)")
     parser.add_argument("--rollbacks", type=int, default=7)
     parser.add_argument("--part", choices=["rollout", "memory", "rollback"], help="only this")
     words = parser.parse_args()

@@ -13,7 +13,7 @@ from tests.bench.systems import GOOD, Deployer, System
 from tests.bench.table import say
 from tests.load import LoadProcess
 
-BEFORE_S = 3.0
+BEFORE_S = 2.0
 OLD_GONE_LIMIT_S = 40.0
 LAST_MET_S = 5.0  # how long the last new worker may take to be met by a visitor, once there is nothing else to wait for
 LABEL = "bench-{}"

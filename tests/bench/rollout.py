@@ -48,7 +48,6 @@ def everything() -> list[System]:
         Granian(),
         Deployer("node", "Node"),
         Pm2(),
-        Deployer("mini", "stdlib"),
     ]
 
 
@@ -304,7 +303,7 @@ def failed(results: list[Result]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.rollout", description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="good rollouts of each system (3)")
+    parser.add_argument("--runs", type=int, default=2, help="good rollouts of each system (2)")
     parser.add_argument("--only", default="", help="systems whose name contains this")
     words = parser.parse_args()
     results = [measure(system, words.runs) for system in everything() if words.only in system.name]

@@ -83,7 +83,7 @@ def row(pair: Pair, ours: list[float], theirs: list[float]) -> list[object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.throughput", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each loading (1)")
     parser.add_argument("--workers", type=int, default=2, help="processes that serve (2)")
     parser.add_argument("--only", default="", help="servers whose name contains this")
