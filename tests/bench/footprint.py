@@ -18,7 +18,8 @@ from pathlib import Path
 import psutil
 
 from tests.bench import peers
-from tests.bench.systems import BOOT_S, GOOD, WORKERS, BenchCluster, Pm2
+from tests.bench.rivals import Pm2
+from tests.bench.systems import BOOT_S, GOOD, WORKERS, BenchCluster
 from tests.bench.table import end_with, machine, median, met, say, show
 from tests.cluster import wait_until
 
@@ -186,7 +187,7 @@ def times(name: str, seconds: list[float], most: float) -> list[object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.footprint", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of idleness (20)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of idleness, some health checks long (15)")
     parser.add_argument("--deploys", type=int, default=50)
     words = parser.parse_args()
     found = Found()

@@ -20,6 +20,7 @@ from pathlib import Path
 INSTALL_LIMIT_S = 300
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache") / "deployer-bench"
 BIN = Path(sys.executable).parent
+PIP_INSTALL = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
 
 
 class SkippedError(Exception):
@@ -70,8 +71,7 @@ def uwsgi() -> Peer:
     home = CACHE / "uwsgi"
     program = home / "bin" / "uwsgi"
     if not program.exists():
-        _install([sys.executable, "-m", "venv", str(home)], CACHE.parent)
-        pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = _environment(home)
         try:
             _install([*pip, "pyuwsgi"], home)
         except SkippedError:
@@ -79,6 +79,34 @@ def uwsgi() -> Peer:
     if not program.exists():
         program = home / "bin" / "pyuwsgi"
     return Peer("uwsgi", program, _output([str(program), "--version"]))
+
+
+@cache
+def granian() -> Peer:
+    """granian from pip, with the loop that uvicorn takes too."""
+    home = CACHE / "granian"
+    program = home / "bin" / "granian"
+    if not program.exists():
+        _install([*_environment(home), "granian[uvloop]"], home)
+    return Peer("granian", program, _output([str(program), "--version"]).split()[-1])
+
+
+@cache
+def libraries() -> Path:
+    """A directory for PYTHONPATH with numpy and pandas, for the Python that runs this: what an app may import."""
+    home = CACHE / f"libraries-{sys.implementation.cache_tag}"
+    if not (home / "pandas").exists():
+        partial = home.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        _install([sys.executable, *PIP_INSTALL, "--target", str(partial), "numpy", "pandas"], CACHE)
+        partial.rename(home)
+    return home
+
+
+def _environment(home: Path) -> list[str]:
+    """A new virtual environment, and the command that installs into it."""
+    _install([sys.executable, "-m", "venv", str(home)], CACHE.parent)
+    return [str(home / "bin" / "python"), *PIP_INSTALL]
 
 
 def _from_venv(name: str) -> Peer:
@@ -110,6 +138,7 @@ PEERS: dict[str, Callable[[], Peer]] = {
     "node": node,
     "pm2": pm2,
     "uwsgi": uwsgi,
+    "granian": granian,
 }
 
 
@@ -120,6 +149,10 @@ def main() -> int:
             print(f"{name} {peer.version}  {peer.program}")
         except SkippedError as why:
             print(f"{name} SKIPPED: {why}")
+    try:
+        print(f"numpy and pandas  {libraries()}")
+    except SkippedError as why:
+        print(f"numpy and pandas SKIPPED: {why}")
     return 0
 
 

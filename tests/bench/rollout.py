@@ -6,45 +6,60 @@ python -m tests.bench.rollout [--runs N] [--only TEXT]
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from tests.bench import bare
+from tests.bench import bare, hammer, memory, visits
 from tests.bench.peers import SkippedError
-from tests.bench.systems import BOOT_S, BROKEN, GOOD, SOAK_S, WORKERS, Deployer, Peer, System, everything
+from tests.bench.reloads import LABEL, Rollout, good
+from tests.bench.rivals import Granian, Gunicorn, Peer, Pm2, Uvicorn, Uwsgi
+from tests.bench.systems import BOOT_S, BROKEN, SOAK_S, WORKERS, Deployer, System
 from tests.bench.table import end_with, machine, median, met, say, show
-from tests.load import LoadProcess, LoadReport, Loss
+from tests.load import BrokenAnswerError, LoadProcess, LoadReport, Loss
 
 LOAD: dict[str, float] = {"keepalive": 8, "fresh": 4, "slow": 4, "think_s": 0.03}
 KINDS = ("keepalive", "fresh", "slow")
-BEFORE_S = 4.0
-OLD_GONE_LIMIT_S = 40.0
-LAST_MET_S = 5.0  # how long the last new worker may take to be met by a visitor
 BROKEN_S = 5.0
 PROBES = 20
 PROBE_LIMIT_S = 1.0
 BOOTS = 5
-BUSY_BOOTS = 3
+BUSY_BOOTS = 1
 MARGIN_S = 0.5
-LABEL = "bench-{}"
+REST_S = 2.0
+CONNECTIONS = 16
 UNDELIMITED = "neither Content-Length"  # how tests.load tells of it
 
 
-@dataclass
-class Rollout:
-    """One good release, as visitors and the command saw it."""
+def everything() -> list[System]:
+    """In the order of the table: each of ours above the peers of its language."""
+    return [
+        Deployer("gunicorn", "WSGI"),
+        Gunicorn(),
+        Uwsgi(),
+        Deployer("served", "ASGI", name="its own runtime"),
+        Deployer("sample_app", "ASGI"),
+        # It closes idle connections the moment it gets SIGTERM: what is lost by that is its own (test_servers.py).
+        Deployer("uvicorn", "ASGI", must_lose_none=False),
+        Uvicorn(),
+        Granian(),
+        Deployer("node", "Node"),
+        Pm2(),
+    ]
 
-    seconds: float | None  # to the first answer of the last new worker; None when not all were met
-    command_s: float
-    old_gone_s: float | None
-    p99_ratio: float
-    contention: float  # share of the time before it in which some process waited for a CPU
-    boots_s: float = 0.0  # of ours: spawn to ready, all workers one after the other, as the events say
-    phases: dict[str, float] = field(default_factory=dict)  # of ours: seconds of each, by the events
+
+@dataclass
+class Rest:
+    """A system before there is load. None: it could not be had."""
+
+    one_by_one: float | None = None  # busiest / idlest worker, of connections that stay
+    at_once: float | None = None
+    short: float | None = None
+    requests: float | None = None  # a second
+    memory: list[memory.Memory] = field(default_factory=list)  # of each worker, afterwards
 
 
 @dataclass
@@ -52,6 +67,7 @@ class Result:
     system: System
     skipped: str = ""
     could_not_run: bool = False
+    rest: Rest = field(default_factory=Rest)
     boots: list[float] = field(default_factory=list)
     busy_boots: list[float] = field(default_factory=list)  # while the load ran, before each rollout
     rollouts: list[Rollout] = field(default_factory=list)
@@ -73,7 +89,10 @@ def measure(system: System, runs: int) -> Result:
     try:
         if isinstance(system, Deployer):
             result.boots = boots(system, BOOTS)
-        with system, LoadProcess(system.address, **LOAD) as load:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(system)
+            result.rest = at_rest(system)
+            load = stack.enter_context(LoadProcess(system.address, **LOAD))
             load.more(100, 30)
             for number in range(1, runs + 1):
                 load.mark("between")
@@ -90,6 +109,25 @@ def measure(system: System, runs: int) -> Result:
     return result
 
 
+def at_rest(system: System) -> Rest:
+    """What else they are compared by; where one cannot take such visitors, that is no end of it."""
+    rest, pids = Rest(), Counter[str]()
+
+    def shared(visit: Callable[[str], Counter[str]]) -> float | None:
+        with contextlib.suppress(OSError, BrokenAnswerError):
+            found = visit(system.address)
+            pids.update(found)
+            return visits.spread(found, system.plan.workers)
+        return None
+
+    rest.one_by_one, rest.at_once = shared(visits.one_by_one), shared(visits.all_at_once)
+    rest.short = shared(visits.short)
+    with contextlib.suppress(RuntimeError):
+        rest.requests = hammer.requests_per_second(system.address, REST_S, CONNECTIONS)
+    rest.memory = [memory.of(pid) for pid in pids]
+    return rest
+
+
 def boots(system: Deployer, number: int) -> list[float]:
     """Spawn to first answer of the same worker without deployer, one at a time."""
     with bare.scratch() as directory:
@@ -98,89 +136,10 @@ def boots(system: Deployer, number: int) -> list[float]:
         return [bare.boot_seconds(app) for _ in range(number)]
 
 
-def good(system: System, load: LoadProcess, number: int) -> Rollout:
-    system.write(GOOD, LABEL.format(number))
-    load.mark(f"before {number}")
-    waited = cpu_waited_s()
-    time.sleep(BEFORE_S)
-    contention = (cpu_waited_s() - waited) / BEFORE_S
-    known = {seen.pid for seen in load.report().releases_seen}
-    load.mark(f"rollout {number}")
-    began, clock = time.time(), time.monotonic()
-    system.reload()
-    command_s = time.monotonic() - clock
-    gone = old_gone(known, clock)
-    firsts = first_answers(load, known, began)
-    load.mark(f"after {number}")
-    seconds = firsts[WORKERS - 1] if len(firsts) >= WORKERS else None
-    check_serves(system, number)
-    report = load.report()
-    steps = report.by_step
-    ratio = steps[f"rollout {number}"].p99_s / steps[f"before {number}"].p99_s
-    say(f"{system.name}: rollout {number}: {seconds and round(seconds, 2)} s, {report.lost} lost so far")
-    rollout = Rollout(seconds, command_s, gone, ratio, contention)
-    if isinstance(system, Deployer):
-        rollout.phases = phase_seconds(system.events, command_s)
-        rollout.boots_s = sum(e["seconds"] for e in system.events if e["event"] == "worker.ready")
-    return rollout
-
-
-def cpu_waited_s() -> float:
-    """Seconds, since the machine started, in which some process was ready to run and had no CPU (PSI)."""
-    try:
-        return int(Path("/proc/pressure/cpu").read_text().partition("total=")[2].split()[0]) / 1e6
-    except OSError:
-        return float("nan")  # not in this kernel
-
-
-def first_answers(load: LoadProcess, known: set[str], began: float) -> list[float]:
-    """When each new worker first answered a visitor, in order."""
-    limit = time.monotonic() + LAST_MET_S
-    while True:
-        seen = load.report().releases_seen
-        firsts = sorted(one.first - began for one in seen if one.pid not in known and one.first > began)
-        if len(firsts) >= WORKERS or time.monotonic() > limit:
-            return firsts
-        time.sleep(0.2)
-
-
-def check_serves(system: System, number: int) -> None:
-    """The new release must be what is served, or the figures mean nothing."""
-    label = LABEL.format(number)
-    answers = [bare.answer(system.address, 10.0)[1] for _ in range(2 * WORKERS)]
-    if not all(label in text for text in answers):
-        raise RuntimeError(f"{system.name}: {label} is not what is served after its rollout: {answers[-1][-80:]!r}")
-
-
-def phase_seconds(events: list[dict[str, Any]], command_s: float) -> dict[str, float]:
-    """How long each phase took; `command` is what the command line itself needed before and after."""
-    turns = [(e["ts"], e["phase"]) for e in events if e["event"] == "rollout.phase"]
-    end = next(e["ts"] for e in events if e["event"] == "rollout.finished")
-    ends = [ts for ts, _ in turns[1:]] + [end]
-    found = {name: until - since for (since, name), until in zip(turns, ends, strict=True)}
-    return {"command": command_s - sum(found.values())} | found
-
-
-def old_gone(pids: Iterable[str], clock: float) -> float | None:
-    """Seconds until every worker that answered before has ended; None when one never does."""
-    while any(runs(pid) for pid in pids):
-        if time.monotonic() - clock > OLD_GONE_LIMIT_S:
-            return None
-        time.sleep(0.01)
-    return time.monotonic() - clock
-
-
-def runs(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def broken(system: System, load: LoadProcess, result: Result) -> None:
     """A release that raises at import, and what is there 5 s after it was asked for."""
     system.write(BROKEN, LABEL.format("broken"))
-    time.sleep(BEFORE_S)  # uWSGI ignores a reload that is asked for while it finishes another
+    time.sleep(system.settle_s)
     load.mark("broken")
     clock = time.monotonic()
     result.broken_said = f"{system.reload() or 'nothing'}, after {time.monotonic() - clock:.1f} s"
@@ -229,10 +188,17 @@ def tables(results: list[Result], number: int) -> None:
         "slow",
         "rollout s",
         "old gone s",
-        "p99 during/before",
+        "p99 ms: before",
+        "during",
+        "ratio",
     )
     title = f"Rollouts of {WORKERS} workers that need {BOOT_S} s to boot ({number} each, medians; lost: sum)"
     show(title, head, [good_row(r) for r in results], [f"machine: {machine()}", f"load: {LOAD}", *settings(results)])
+    head = ("system", "app", f"{visits.LONG} stay, one by one", "at once", f"{visits.SHORT} short")
+    head = (*head, "requests/s", "MB a worker: private", "PSS")
+    title = f"The same systems at rest; the spread of connections is busiest / idlest of {WORKERS} workers, once"
+    notes = ["one look each, and requests/s are those of the app's language too: fairness and throughput judge"]
+    show(title, head, [rest_row(r) for r in results if not r.skipped], notes)
     ours = [r for r in results if r.system.ours and not r.skipped]
     head = ("system", "boot s", "bound s", "deploy command s", "met", "worst s", "boots as they were s", "the rest s")
     head = (*head, "CPU wanting")
@@ -266,12 +232,23 @@ def lost_cells(result: Result, lost: Counter[str]) -> list[object]:
 def good_row(result: Result) -> list[object]:
     system = result.system
     if result.skipped:
-        return [system.name, system.app, result.skipped, *[""] * 5]
+        return [system.name, system.app, result.skipped, *[""] * 7]
     seconds = [r.seconds for r in result.rollouts if r.seconds is not None]
     gone = [r.old_gone_s for r in result.rollouts if r.old_gone_s is not None]
-    ratio = median([r.p99_ratio for r in result.rollouts])
-    figures = [f"{median(seconds):.2f}", f"{median(gone):.2f}", f"{ratio:.1f}"]
+    p99s = [(r.p99_before_s, r.p99_during_s) for r in result.rollouts]
+    figures = [f"{median(seconds):.2f}", f"{median(gone):.2f}"]
+    figures += [f"{median([before for before, _ in p99s]) * 1000:.1f}", f"{median([at for _, at in p99s]) * 1000:.1f}"]
+    figures += [f"{median([during / before for before, during in p99s]):.1f}"]
     return [system.name, system.app, *lost_cells(result, result.lost), *figures]
+
+
+def rest_row(result: Result) -> list[object]:
+    system, rest = result.system, result.rest
+    spreads = (rest.one_by_one, rest.at_once, rest.short)
+    cells = ["-" if found is None else f"{found:.2f}" for found in spreads]
+    requests = "-" if rest.requests is None else f"{rest.requests:.0f}"
+    private, pss = (median([getattr(one, name) for one in rest.memory]) for name in ("private", "pss"))
+    return [system.name, system.app, *cells, requests, f"{private:.1f}", f"{pss:.1f}"]
 
 
 def bound_row(result: Result) -> list[object]:
@@ -326,7 +303,7 @@ def failed(results: list[Result]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.rollout", description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="good rollouts of each system (3)")
+    parser.add_argument("--runs", type=int, default=2, help="good rollouts of each system (2)")
     parser.add_argument("--only", default="", help="systems whose name contains this")
     words = parser.parse_args()
     results = [measure(system, words.runs) for system in everything() if words.only in system.name]

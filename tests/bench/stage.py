@@ -1,7 +1,7 @@
 """How long a stage takes beside what it stands in for, of 10,000 files with one changed: `python -m tests.bench.stage`.
 
 From a directory: `rsync -a --link-dest`, which links what did not change. From git: `git archive | tar -x`, which
-copies all. The files are the standard library's own sources, copied. Each pair runs side by side, five times; what
+copies all. The files are the standard library's own sources, copied. Each pair runs side by side, three times; what
 is compared is the whole staging process, with its start, its digests and its manifest. The last step of a stage,
 waiting until all is on the disk, has no counterpart in the others: it is told apart, and a second ratio has it too.
 Exit status 1 when a target is missed.
@@ -164,7 +164,7 @@ def memory(place: Path, files: int, source: Callable[[Bench], Source]) -> list[i
 def main() -> int:
     parser = argparse.ArgumentParser(description="Stage 10,000 files with one changed, beside rsync and git archive.")
     parser.add_argument("--files", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-files", type=int, default=2_500)
     options = parser.parse_args()
     compileall.compile_dir(Path(deployer.__file__).parent, quiet=1)  # as pip does when it installs
