@@ -82,7 +82,8 @@ class RolloutView:
 
     @property
     def failed_slot(self) -> int | None:
-        """The slot whose worker failed; None before the first, `PREFLIGHT_SLOT` for the private one."""
+        """The slot whose worker failed; None before the first, `PREFLIGHT_SLOT` for the private one, `TEMPLATE_SLOT`
+        for what workers are forked from."""
         return None if self.failure is None else self.failure.get("slot")
 
     @property
@@ -254,6 +255,22 @@ def _worker_exited(view: RolloutView, data: dict[str, Any], ts: float) -> None:
     row.new_pid, row.new_release = data.get("pid"), data.get("release")
 
 
+def _template_starting(view: RolloutView, data: dict[str, Any], ts: float) -> None:
+    if _is_prepared(view, data):
+        view.steps["preflight"].text = f"template pid {data.get('pid')} imports the application"
+
+
+def _template_exited(view: RolloutView, data: dict[str, Any], ts: float) -> None:
+    if _is_prepared(view, data) and not data.get("expected", True):
+        view.failed_pid = data.get("pid")
+        view.steps["preflight"].text = f"template pid {data.get('pid')} {data.get('text', 'ended')}"
+
+
+def _is_prepared(view: RolloutView, data: dict[str, Any]) -> bool:
+    """Is this the template that the preflight waits for? That of the release before may come and go meanwhile."""
+    return view.phase == "preflight" and data.get("release") == view.release
+
+
 def _left(view: RolloutView, row: SlotView | None, data: dict[str, Any], ts: float) -> None:
     """A worker ended as it was told to; only two such ends say something of the slot."""
     if row is None:
@@ -300,8 +317,8 @@ def _failed(view: RolloutView, data: dict[str, Any], ts: float) -> None:
     for step in view.steps.values():
         if step.state == "running":
             _end(step, "failed", ts)
-    number = data.get("slot")
-    if number:
+    number = data.get("slot") or PREFLIGHT_SLOT
+    if number > PREFLIGHT_SLOT:
         row = view.slot(number)
         if row.state != "failed":
             row.state, row.note = "failed", data.get("what") or ""
@@ -331,6 +348,8 @@ _HANDLERS: dict[str, Callable[[RolloutView, dict[str, Any], float], None]] = {
     "worker.draining": _worker_draining,
     "worker.drain": _worker_drain,
     "worker.exited": _worker_exited,
+    "template.starting": _template_starting,
+    "template.exited": _template_exited,
     "slot.moved": _slot_moved,
     "hook.started": _hook_started,
     "hook.output": _hook_output,

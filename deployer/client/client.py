@@ -172,7 +172,7 @@ class Client:
         exchange = _Exchange(connection, sock, response)
         if response.status >= 400:
             with exchange:
-                raise _refusal(response.status, response.read())
+                raise _refusal(self.layout, response.status, response.read())
         return exchange
 
     def _unreachable(self, error: Exception) -> DeployerError:
@@ -247,14 +247,13 @@ def _failing(layout: Layout, problem: Problem) -> UnavailableError:
     return UnavailableError(what, cause=cause, hint=problem.hint or f"tail -n 20 {layout.own_log}")
 
 
-def _refusal(status: int, data: bytes) -> DeployerError:
+def _refusal(layout: Layout, status: int, data: bytes) -> DeployerError:
     try:
         return problem_error(msgspec.json.decode(data, type=_Refusal).error)
     except msgspec.MsgspecError:
         text = data.decode(errors="replace").strip()[:300]
-        return DeployerError(
-            f"the supervisor answered HTTP {status}", cause=text or None, hint="deployer logs", reason="bug"
-        )
+        what, hint = f"the supervisor answered HTTP {status}", f"tail -n 20 {layout.own_log}"
+        return DeployerError(what, cause=text or None, hint=hint, reason="bug")
 
 
 def _decode(data: bytes, answer: type[T]) -> T:

@@ -137,6 +137,21 @@ def canary_halt() -> list[dict[str, Any]]:
     )
 
 
+def template_halt() -> list[dict[str, Any]]:
+    """With `preload`: the application cannot be imported, and the live release's template is made anew meanwhile."""
+    problem = {"what": "the template of v7 exited with code 1 after 0.6s", "cause": None, "hint": None}
+    return _numbered(
+        *_begin(),
+        ("rollout.phase", {"phase": "preflight"}),
+        ("template.starting", {"slot": -1, "pid": 9310, "release": "v7"}),
+        ("template.exited", _exit(-1, 9001, "v6", 1, "exit code 1", expected=False, seconds=60.0)),
+        ("template.starting", {"slot": -1, "pid": 9311, "release": "v6"}),
+        ("template.exited", _exit(-1, 9310, "v7", 1, "exit code 1", expected=False, seconds=0.6)),
+        ("rollout.failed", {"slot": -1, **problem, "reason": "worker_exit", "tail": TRACEBACK}),
+        _finished("reverted", 3, reason="worker_exit", problem=problem, tail=TRACEBACK),
+    )
+
+
 def later_halt() -> list[dict[str, Any]]:
     problem = {"what": "v7 was killed by SIGSEGV", "cause": None, "hint": "deployer logs --release v7 --slot 2"}
     return _numbered(

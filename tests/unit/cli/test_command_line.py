@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from time import perf_counter
@@ -174,6 +175,14 @@ def test_our_own_fault_is_called_a_bug_without_a_traceback(manager: ScriptedMana
     assert "(a bug)" in short.err
     assert "Traceback" not in short.err
     assert "Traceback" in long.err
+
+
+def test_a_fault_of_the_supervisor_points_at_its_own_log(manager: ScriptedManager, shop: Shop) -> None:
+    manager.answers["GET /v1/status"] = 500, "no answer that a manager gives"
+    result = shop.run("status")
+    assert result.code == 1
+    assert "error: the supervisor answered HTTP 500" in result.err
+    assert re.search(r"hint: tail -n 20 /.*/logs/deployer\.log\n", result.err)
 
 
 def test_errors_are_json_too(shop: Shop) -> None:

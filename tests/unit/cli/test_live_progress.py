@@ -41,6 +41,13 @@ Deploying shop  v6 → v7  "Fix cart rounding"  2 slots
   ✔ slot 1     v7 pid 9004 → v6 pid 9020  put back                         0.5s
   ✖ slot 2     v6 → v7 pid 9011  killed by SIGSEGV                         1.2s
 """
+LIVE_TEMPLATE_HALT = """\
+Deploying shop  v6 → v7  "Fix cart rounding"  2 slots
+  ✔ stage      v7 213 files                                                0.4s
+  ✖ preflight  template pid 9310 exit code 1                               0.5s
+  · slot 1     v6 serves
+  · slot 2     v6 serves
+"""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -87,6 +94,7 @@ def last_drawing(screen: str) -> str:
         (stories.promoted, LIVE_SUCCESS),
         (stories.canary_halt, LIVE_CANARY_HALT),
         (stories.later_halt, LIVE_LATER_HALT),
+        (stories.template_halt, LIVE_TEMPLATE_HALT),
     ],
 )
 def test_a_terminal_shows_a_line_for_each_slot_and_keeps_the_last_drawing(

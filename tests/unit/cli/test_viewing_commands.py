@@ -186,6 +186,11 @@ def test_logs_strip_what_would_drive_the_terminal(manager: ScriptedManager, shop
     assert manager.queries("GET /v1/logs") == [{"lines": "5", "slot": "1", "release": "v7"}]
 
 
+def test_logs_name_the_template(manager: ScriptedManager, shop: Shop) -> None:
+    manager.streams["/v1/logs"] = lambda query: iter([log_line(1, slot=-1), log_line(2, slot=0)])
+    assert shop.run("logs").out == "22:13:21.000 v7/template 9004 │ line 1\n22:13:22.000 v7/0 9004 │ line 2\n"
+
+
 def test_logs_as_json_are_the_lines_as_they_came(manager: ScriptedManager, shop: Shop) -> None:
     manager.streams["/v1/logs"] = lambda query: iter([log_line(1)])
 
