@@ -180,13 +180,14 @@ class Templates:
         self._not_before[release] = time.monotonic() + max(0.5 if deaths > 1 else 0.0, backoff(deaths))
 
     def _on_unsafe(self, template: Worker, what: str) -> None:
-        """Its workers boot on their own from now on; it ends by itself. The next manager does not try again."""
+        """Its workers boot on their own from now on, and it is of no use. The next manager does not try again."""
         name = template.release.name
         known = {other: why for other, why in self.unsafe.items() if other in self._wanted()}
         with self._store.transaction():
             self._store.put("unsafe", {**known, name: what})
             self._store.emit("template.unsafe", release=name, pid=template.pid, what=what)
         log.warning("template.unsafe", release=name, what=what)
+        self._pool.retire(template)
 
 
 def _needs_template(rollout: Rollout) -> bool:

@@ -17,6 +17,7 @@ import atexit
 import faulthandler
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ def main(words: Sequence[str]) -> int:
     sys.argv = [arguments.app]
     faulthandler.enable()  # SIGABRT: every thread's stack into the log
     imports.offer_api()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM: who is stopped while it boots prints no traceback of ours
     try:
         if arguments.check:
             return _check(arguments)
@@ -111,9 +113,7 @@ def _serve_forked(arguments: argparse.Namespace) -> int:
     try:
         order = template.run(channel)
     except EOFError:
-        return 0  # keeper and manager are gone: the next manager makes a template of its own
-    if order is None:
-        return 0
+        os._exit(0)  # keeper and manager are gone: the next manager makes a template of its own
     api.worker.channel = Channel.from_environment()
     api.worker.record = _claim(group_of(order.sockets))
     return _serve(prepared, arguments, order.sockets)

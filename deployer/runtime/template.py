@@ -39,13 +39,15 @@ class Order:
     sockets: list[socket.socket]
 
 
-def run(channel: Channel) -> Order | None:
-    """In the template: fork whenever the manager asks. Returns only in a forked worker, with its order; None when the
-    template is of no use, which it has told."""
+def run(channel: Channel) -> Order:
+    """In the template: fork whenever the manager asks. Returns only in a forked worker, with its order. One that is of
+    no use says so, and waits for the manager to end it: threads may keep the interpreter from that. EOFError: nobody
+    is there any more."""
     if what := unsafe(channel):
-        channel.send({"op": "unsafe", "what": what})
         sys.stderr.write(f"deployer.runtime: no template, since this would not survive a fork: {what}\n")
-        return None
+        channel.send({"op": "unsafe", "what": what})
+        while True:
+            channel.receive(None)
     gc.collect()
     gc.freeze()  # the collector would write to every object, and unshare its page
     notify("READY=1")

@@ -277,6 +277,7 @@ class Pool:
         what it goes for, and what is told of anything it cuts."""
         if worker.exit is not None:
             return
+        now = now or worker.slot == TEMPLATE_SLOT  # it has nothing to finish, and may not hear a signal
         if worker.state is not State.DRAINING:
             worker.state, worker.drain_at, worker.retired_by = State.DRAINING, uptime(), rollout
             with self._store.transaction():
