@@ -90,6 +90,11 @@ def worker(line: str) -> str:
             "`stop_signal` in [worker]: SIGKILL cannot be caught, so no request would be finished",
             'for example stop_signal = "SIGTERM"',
         ),
+        (
+            "stop_signal = 'SIGHUP'\napp = 'a:b'",
+            "`stop_signal` in [worker]: an `app` drains on SIGTERM, SIGINT, SIGQUIT; SIGHUP would cut it off",
+            'for example stop_signal = "SIGTERM"',
+        ),
         ("umask = '088'", '`umask` in [worker]: "088" is not an octal number up to 777', 'for example umask = "022"'),
         ("umask = '1000'", '`umask` in [worker]: "1000" is not an octal number up to 777', 'for example umask = "022"'),
         (
