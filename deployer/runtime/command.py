@@ -2,7 +2,8 @@
 
 --template           import the application once, and fork workers when the manager asks for one
 --post-fork M:F      call this function of the application's in each worker before it serves
---check              import the application and say what it is; exit 1 with its traceback when it cannot be
+--check              import the application and say what it is, and with --template if it can be forked; exit 1 with
+                     its traceback when it cannot be imported
 --threads N          of a WSGI application
 --drain-timeout S    when SIGKILL comes after SIGTERM
 --greedy             take every visitor one is woken for, without regard for the other workers
@@ -70,8 +71,13 @@ def _check(arguments: argparse.Namespace) -> int:
     parts.server(_offer(arguments.lend))
     if app.kind == "wsgi":
         parts.wsgi(_offer(arguments.lend))
-    kind = type(app.call)
-    print(f"{app.target} is {'a WSGI' if app.kind == 'wsgi' else 'an ASGI'} application ({kind.__module__})")
+    if arguments.post_fork is not None:
+        load_hook(arguments.post_fork)
+    text = f"{app.target} is {'a WSGI' if app.kind == 'wsgi' else 'an ASGI'} application ({type(app.call).__module__})"
+    what = template.unsafe() if arguments.template else None
+    print(text if what is None else f"{text}; its workers boot one by one: {what} would not survive a fork")
+    if has_living_threads():
+        _leave_threads_behind()
     return 0
 
 
@@ -151,7 +157,7 @@ def _serve(prepared: Prepared, arguments: argparse.Namespace, listeners: list[so
 
 
 def _leave_threads_behind() -> None:
-    """The interpreter would wait for threads whose requests were cut."""
+    """The interpreter would wait for threads whose requests were cut, or that the import has started."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

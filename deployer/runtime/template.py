@@ -64,10 +64,10 @@ def run(channel: Channel) -> Order:
             return order
 
 
-def unsafe(channel: Channel) -> str | None:
+def unsafe(channel: Channel | None = None) -> str | None:
     """What was found after the import that does not survive a fork, in words."""
     found = [f"thread {thread.name!r}" for thread in threading.enumerate() if thread is not threading.main_thread()]
-    found += _sockets({channel.fileno()})
+    found += _sockets(set() if channel is None else {channel.fileno()})
     native = len(os.listdir("/proc/self/task")) - threading.active_count()
     if native > 0 and not _is_mapped(FORK_SAFE):
         found.append(f"{native} thread{'' if native == 1 else 's'} of a library")
