@@ -24,7 +24,8 @@ from deployer.units import parse_duration
 
 OUTPUT_BYTES = 64 * 1024  # the end of what the application prints
 DUMP_S = 2.0  # to print where an import hangs
-_OURS = re.compile(rf'  File "({re.escape(os.path.dirname(served.RUNTIME))}|<frozen importlib|.*/importlib/__init__\.py")')
+_RUNTIME = re.escape(os.path.dirname(served.RUNTIME))
+_OURS = re.compile(rf'  File "({_RUNTIME}|<frozen importlib|.*/importlib/__init__\.py")')
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ def _process(config: Config) -> Iterator[Problem]:
         text = f"`stop_signal` in [worker]: {worker.stop_signal} cannot be caught, so no request would be finished"
         yield Problem(("worker", "stop_signal"), text, 'for example stop_signal = "SIGTERM"')
     elif worker.app is not None and worker.stop_signal not in _HEARD:
-        text = f"`stop_signal` in [worker]: an `app` drains on {', '.join(_HEARD)}; {worker.stop_signal} would cut it off"
+        heard, other = ", ".join(_HEARD), worker.stop_signal
+        text = f"`stop_signal` in [worker]: an `app` drains on {heard}; {other} would cut it off"
         yield Problem(("worker", "stop_signal"), text, 'for example stop_signal = "SIGTERM"')
     if worker.umask is not None and (_UMASK.fullmatch(worker.umask) is None or int(worker.umask, 8) > 0o777):
         text = f'`umask` in [worker]: "{worker.umask}" is not an octal number up to 777'

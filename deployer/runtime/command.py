@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> int:
     sys.argv = [arguments.app]
     faulthandler.enable()  # SIGABRT: every thread's stack into the log
     imports.offer_api()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM: who is stopped while it boots prints no traceback of ours
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM: stopped while it boots it prints no frames of ours
     try:
         if arguments.check:
             return _check(arguments)
