@@ -100,15 +100,23 @@ class Templates:
 
     def stand_by(self, release: str | None, seconds: float) -> None:
         """Keep this release's template for a while; called in the transaction that promotes another."""
-        standby = {"release": release, "until": uptime() + seconds} if release is not None and seconds > 0 else None
-        self._store.put("standby", standby)
+        now = uptime()
+        standby = {"release": release, "since": now, "until": now + seconds}
+        self._store.put("standby", standby if release is not None and seconds > 0 else None)
 
     def standby_left(self, release: str) -> float | None:
         """Seconds for which the template stays although its release is not live."""
         standby = self._store.get("standby")
         if standby is None or standby["release"] != release or release == self._store.get("release"):
             return None
-        return max(0.0, float(standby["until"]) - uptime())
+        now = uptime()
+        begun = float(standby["since"]) <= now  # or the machine was started anew since, and the clock with it
+        return max(0.0, float(standby["until"]) - now) if begun else 0.0
+
+    def kept(self) -> set[str]:
+        """Releases that are not to be removed, since workers of theirs may be wanted at once."""
+        standby = self._store.get("standby")
+        return {standby["release"]} if standby is not None and self.standby_left(standby["release"]) else set()
 
     # Which there should be, and that they are there
 
