@@ -41,6 +41,7 @@ class Templates:
         self._not_before: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         supervisor.after_look = self.look
+        supervisor.awaits_template = self.is_importing
         supervisor.on_template_exit = self._on_exit
         pool.on_unsafe = self._on_unsafe
 
@@ -117,6 +118,12 @@ class Templates:
         """Releases that are not to be removed, since workers of theirs may be wanted at once."""
         standby = self._store.get("standby")
         return {standby["release"]} if standby is not None and self.standby_left(standby["release"]) else set()
+
+    def is_importing(self, release: str) -> bool:
+        """Is its template about to be ready, for the first time? One that died before is not waited for."""
+        self.look()
+        template = self._of(release)
+        return template is not None and template.state is State.STARTING and release not in self._deaths
 
     # Which there should be, and that they are there
 

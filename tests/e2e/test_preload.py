@@ -278,6 +278,26 @@ def test_post_fork_is_called_in_each_worker(served: Callable[..., Served]) -> No
     cluster.assert_serves("v1")
 
 
+def test_a_cluster_that_is_started_again_imports_the_application_once(served: Callable[..., Served]) -> None:
+    """Nobody serves: to wait for the template costs no time. One that died is not waited for again."""
+    cluster = served(count=3)
+    cluster.up()
+    cluster.run("down", code=0)
+    (before,) = cluster.imported("v1")
+    cluster.run("up", code=0)
+    cluster.assert_serves("v1")
+    assert cluster.imported("v1") == [before, cluster.templates()["v1"]["pid"]]
+    cluster.write(
+        label="second",
+        broken="import sys, os\nif '--template' in sys.orig_argv and os.path.exists('../../die'): os._exit(3)",
+    )
+    cluster.run("deploy", code=0)
+    cluster.run("down", code=0)
+    (cluster.root / "die").touch()
+    cluster.run("up", code=0)
+    cluster.assert_serves("v2")
+
+
 # Standby
 
 
