@@ -110,10 +110,16 @@ def _worker(what: str) -> Callable[[Fields, Glyphs], str]:
 
 def _exited(data: Fields, glyphs: Glyphs) -> str:
     worker = f"{who_slot(data)}: {data.get('release')} pid {data.get('pid')}"
+    if data.get("expected", True) and data.get("slot") == TEMPLATE_SLOT:
+        return f"{worker} stopped {seconds(data)}".rstrip()
     if data.get("expected", True):
         return f"{worker} stopped ({data.get('text')}) {seconds(data)}".rstrip() + _cut(data)
     after = f" after {seconds(data)}" if data.get("seconds") is not None else ""
     return f"{worker} died: {data.get('text')}{after}"
+
+
+def _unsafe(data: Fields, glyphs: Glyphs) -> str:
+    return f"template: none for {data.get('release')}, its workers boot one by one: {data.get('what')}"
 
 
 def _cut(data: Fields) -> str:
@@ -213,7 +219,7 @@ _LINES: dict[str, Callable[[Fields, Glyphs], str]] = {
     "template.ready": _worker("ready"),
     "template.draining": _worker("ending"),
     "template.exited": _exited,
-    "template.unsafe": lambda data, _: f"template: {data.get('release')} has none: {data.get('what')}",
+    "template.unsafe": _unsafe,
     "worker.unhealthy": lambda data, _: f"{who_slot(data)}: pid {data.get('pid')} is unhealthy: {data.get('cause')}",
     "worker.recycled": _recycled,
     "worker.over_limit": _over_limit,

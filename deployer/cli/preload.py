@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -23,6 +24,8 @@ from deployer.units import parse_duration
 
 OUTPUT_BYTES = 64 * 1024  # the end of what the application prints
 DUMP_S = 2.0  # to print where an import hangs
+_RUNTIME = re.escape(os.path.dirname(served.RUNTIME))
+_OURS = re.compile(rf'  File "({_RUNTIME}|<frozen importlib|.*/importlib/__init__\.py")')
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,7 @@ def _tail(file: IO[bytes]) -> list[str]:
 
 def _theirs(lines: list[str]) -> tuple[str, ...]:
     """Without frames of ours, which only the stacks of a hard crash (faulthandler) have."""
-    ours = (f'  File "{os.path.dirname(served.RUNTIME)}', '  File "<frozen importlib')
-    return tuple(line for line in lines if not line.startswith(ours) and not line.startswith("error: "))
+    return tuple(line for line in lines if not _OURS.match(line) and not line.startswith("error: "))
 
 
 def _what(app: str | None, code: int, err: list[str]) -> str:

@@ -28,6 +28,8 @@ _APP = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*(\(\))?")
 _HOOK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _RLIMIT_MAX = 2**63 - 1
 _UNCATCHABLE = ("SIGKILL", "SIGSTOP")
+_HEARD = ("SIGTERM", "SIGINT", "SIGQUIT")
+"""What deployer's own runtime takes as the word to drain; another signal would end it at once."""
 
 
 def rlimit(name: str) -> int | None:
@@ -112,6 +114,10 @@ def _process(config: Config) -> Iterator[Problem]:
         yield Problem(("worker", "stop_signal"), text, hint)
     elif worker.stop_signal in _UNCATCHABLE:
         text = f"`stop_signal` in [worker]: {worker.stop_signal} cannot be caught, so no request would be finished"
+        yield Problem(("worker", "stop_signal"), text, 'for example stop_signal = "SIGTERM"')
+    elif worker.app is not None and worker.stop_signal not in _HEARD:
+        heard, other = ", ".join(_HEARD), worker.stop_signal
+        text = f"`stop_signal` in [worker]: an `app` drains on {heard}; {other} would cut it off"
         yield Problem(("worker", "stop_signal"), text, 'for example stop_signal = "SIGTERM"')
     if worker.umask is not None and (_UMASK.fullmatch(worker.umask) is None or int(worker.umask, 8) > 0o777):
         text = f'`umask` in [worker]: "{worker.umask}" is not an octal number up to 777'

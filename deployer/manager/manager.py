@@ -210,6 +210,7 @@ class Manager:
         used = {worker.release.name for worker in self.pool.workers.values()} | self._queue.needs()
         live, rollout = self.store.get("release"), self.driver.rollout
         used |= {live} if live is not None else set()
+        used |= self.templates.kept()
         if rollout is not None:
             previous = None if rollout.previous is None else self.supervisor.release_of(rollout.previous)
             used |= {name for name in (rollout.release, previous) if name is not None}

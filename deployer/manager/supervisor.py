@@ -35,6 +35,7 @@ class Supervisor:
         self.on_fact: Callable[[AnyFact], None] = lambda fact: None
         self.on_template_exit: Callable[[Worker], None] = lambda worker: None
         self.after_look: Callable[[], None] = lambda: None
+        self.awaits_template: Callable[[str], bool] = lambda release: False
         self.stopping = False
         self._store, self._catalog, self._pool = store, catalog, pool
         self._listeners = tuple(listeners)
@@ -111,6 +112,8 @@ class Supervisor:
         todo = plan(self.wants(), self.live(), self._not_before, time.monotonic())
         planned_for = self.rollout
         for slot, generation in todo.spawn:
+            if self._is_cold() and self.awaits_template(self.release_of(generation)):
+                continue  # a new look is due when it is ready, or gone
             self._spawn(slot, generation)
             if self.rollout is not planned_for:
                 return  # it could not be started, which turned the rollout back: a new look is due
@@ -118,6 +121,11 @@ class Supervisor:
             self._retire(self._pool.workers[number])
         self._wake_at(todo.wake_at)
         self.after_look()
+
+    def _is_cold(self) -> bool:
+        """Nobody serves, nor is about to, as after `up`: then forked workers are there sooner than all that boot at
+        once, and share their memory."""
+        return not any(worker.in_slot and worker.exit is None for worker in self._pool.workers.values())
 
     def _spawn(self, slot: int, generation: int) -> None:
         try:

@@ -41,6 +41,7 @@ class Templates:
         self._not_before: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         supervisor.after_look = self.look
+        supervisor.awaits_template = self.is_importing
         supervisor.on_template_exit = self._on_exit
         pool.on_unsafe = self._on_unsafe
 
@@ -100,15 +101,29 @@ class Templates:
 
     def stand_by(self, release: str | None, seconds: float) -> None:
         """Keep this release's template for a while; called in the transaction that promotes another."""
-        standby = {"release": release, "until": uptime() + seconds} if release is not None and seconds > 0 else None
-        self._store.put("standby", standby)
+        now = uptime()
+        standby = {"release": release, "since": now, "until": now + seconds}
+        self._store.put("standby", standby if release is not None and seconds > 0 else None)
 
     def standby_left(self, release: str) -> float | None:
         """Seconds for which the template stays although its release is not live."""
         standby = self._store.get("standby")
         if standby is None or standby["release"] != release or release == self._store.get("release"):
             return None
-        return max(0.0, float(standby["until"]) - uptime())
+        now = uptime()
+        begun = float(standby["since"]) <= now  # or the machine was started anew since, and the clock with it
+        return max(0.0, float(standby["until"]) - now) if begun else 0.0
+
+    def kept(self) -> set[str]:
+        """Releases that are not to be removed, since workers of theirs may be wanted at once."""
+        standby = self._store.get("standby")
+        return {standby["release"]} if standby is not None and self.standby_left(standby["release"]) else set()
+
+    def is_importing(self, release: str) -> bool:
+        """Is its template about to be ready, for the first time? One that died before is not waited for."""
+        self.look()
+        template = self._of(release)
+        return template is not None and template.state is State.STARTING and release not in self._deaths
 
     # Which there should be, and that they are there
 
@@ -180,13 +195,14 @@ class Templates:
         self._not_before[release] = time.monotonic() + max(0.5 if deaths > 1 else 0.0, backoff(deaths))
 
     def _on_unsafe(self, template: Worker, what: str) -> None:
-        """Its workers boot on their own from now on; it ends by itself. The next manager does not try again."""
+        """Its workers boot on their own from now on, and it is of no use. The next manager does not try again."""
         name = template.release.name
         known = {other: why for other, why in self.unsafe.items() if other in self._wanted()}
         with self._store.transaction():
             self._store.put("unsafe", {**known, name: what})
             self._store.emit("template.unsafe", release=name, pid=template.pid, what=what)
         log.warning("template.unsafe", release=name, what=what)
+        self._pool.retire(template)
 
 
 def _needs_template(rollout: Rollout) -> bool:

@@ -20,14 +20,14 @@ def program(worker: Worker, environment: Path | None, *, template: bool = False)
     assert worker.app is not None
     options = [f"--drain-timeout={parse_duration(worker.drain_timeout):g}", f"--threads={worker.threads}"]
     options += ["--template"] if template else []
-    options += [f"--post-fork={worker.post_fork}"] if worker.post_fork is not None else []
-    return [*_runtime(environment), *options, *_borrowed(environment), worker.app]
+    return [*_runtime(environment), *options, *_post_fork(worker), *_borrowed(environment), worker.app]
 
 
 def check(worker: Worker, environment: Path | None) -> list[str]:
-    """The argument list of what only imports the application and says what it is."""
+    """The argument list of what only imports the application, and says what it is and if it can be preloaded."""
     assert worker.app is not None
-    return [*_runtime(environment), "--check", *_borrowed(environment), worker.app]
+    options = ["--check", *(["--template"] if worker.preload else []), *_post_fork(worker)]
+    return [*_runtime(environment), *options, *_borrowed(environment), worker.app]
 
 
 def interpreter(environment: Path | None) -> str:
@@ -45,6 +45,10 @@ def lent() -> list[str]:
             place = file.parent.parent if file.name == "__init__.py" else file.parent
             found.append(f"--lend={sys.implementation.cache_tag}:{name}={place}")
     return found
+
+
+def _post_fork(worker: Worker) -> list[str]:
+    return [f"--post-fork={worker.post_fork}"] if worker.post_fork is not None else []
 
 
 def _runtime(environment: Path | None) -> list[str]:

@@ -2,7 +2,8 @@
 
 --template           import the application once, and fork workers when the manager asks for one
 --post-fork M:F      call this function of the application's in each worker before it serves
---check              import the application and say what it is; exit 1 with its traceback when it cannot be
+--check              import the application and say what it is, and with --template if it can be forked; exit 1 with
+                     its traceback when it cannot be imported
 --threads N          of a WSGI application
 --drain-timeout S    when SIGKILL comes after SIGTERM
 --greedy             take every visitor one is woken for, without regard for the other workers
@@ -17,6 +18,7 @@ import atexit
 import faulthandler
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -41,6 +43,7 @@ def main(words: Sequence[str]) -> int:
     sys.argv = [arguments.app]
     faulthandler.enable()  # SIGABRT: every thread's stack into the log
     imports.offer_api()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM: stopped while it boots it prints no frames of ours
     try:
         if arguments.check:
             return _check(arguments)
@@ -68,8 +71,13 @@ def _check(arguments: argparse.Namespace) -> int:
     parts.server(_offer(arguments.lend))
     if app.kind == "wsgi":
         parts.wsgi(_offer(arguments.lend))
-    kind = type(app.call)
-    print(f"{app.target} is {'a WSGI' if app.kind == 'wsgi' else 'an ASGI'} application ({kind.__module__})")
+    if arguments.post_fork is not None:
+        load_hook(arguments.post_fork)
+    text = f"{app.target} is {'a WSGI' if app.kind == 'wsgi' else 'an ASGI'} application ({type(app.call).__module__})"
+    what = template.unsafe() if arguments.template else None
+    print(text if what is None else f"{text}; its workers boot one by one: {what} would not survive a fork")
+    if has_living_threads():
+        _leave_threads_behind()
     return 0
 
 
@@ -111,9 +119,7 @@ def _serve_forked(arguments: argparse.Namespace) -> int:
     try:
         order = template.run(channel)
     except EOFError:
-        return 0  # keeper and manager are gone: the next manager makes a template of its own
-    if order is None:
-        return 0
+        os._exit(0)  # keeper and manager are gone: the next manager makes a template of its own
     api.worker.channel = Channel.from_environment()
     api.worker.record = _claim(group_of(order.sockets))
     return _serve(prepared, arguments, order.sockets)
@@ -151,7 +157,7 @@ def _serve(prepared: Prepared, arguments: argparse.Namespace, listeners: list[so
 
 
 def _leave_threads_behind() -> None:
-    """The interpreter would wait for threads whose requests were cut."""
+    """The interpreter would wait for threads whose requests were cut, or that the import has started."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

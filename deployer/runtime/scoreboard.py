@@ -305,8 +305,14 @@ class Record:
         self.reals[self.base + FIELD[name]] = value
 
     def move(self, state: int) -> None:
-        """Begin or end serving: the others look at it at their next visitor."""
-        with self.board.locked():
+        """Begin or end serving: the others look at it at their next visitor.
+
+        Where the file is another user's by now (the next release runs as another one), or gone, it goes without the
+        lock: an increment that is lost is no harm, a worker that dies of it while it drains is.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                stack.enter_context(self.board.locked())
             self.set("state", state)
             self.words[_EPOCH] += 1
 

@@ -39,13 +39,15 @@ class Order:
     sockets: list[socket.socket]
 
 
-def run(channel: Channel) -> Order | None:
-    """In the template: fork whenever the manager asks. Returns only in a forked worker, with its order; None when the
-    template is of no use, which it has told."""
+def run(channel: Channel) -> Order:
+    """In the template: fork whenever the manager asks. Returns only in a forked worker, with its order. One that is of
+    no use says so, and waits for the manager to end it: threads may keep the interpreter from that. EOFError: nobody
+    is there any more."""
     if what := unsafe(channel):
-        channel.send({"op": "unsafe", "what": what})
         sys.stderr.write(f"deployer.runtime: no template, since this would not survive a fork: {what}\n")
-        return None
+        channel.send({"op": "unsafe", "what": what})
+        while True:
+            channel.receive(None)
     gc.collect()
     gc.freeze()  # the collector would write to every object, and unshare its page
     notify("READY=1")
@@ -62,10 +64,10 @@ def run(channel: Channel) -> Order | None:
             return order
 
 
-def unsafe(channel: Channel) -> str | None:
+def unsafe(channel: Channel | None = None) -> str | None:
     """What was found after the import that does not survive a fork, in words."""
     found = [f"thread {thread.name!r}" for thread in threading.enumerate() if thread is not threading.main_thread()]
-    found += _sockets({channel.fileno()})
+    found += _sockets(set() if channel is None else {channel.fileno()})
     native = len(os.listdir("/proc/self/task")) - threading.active_count()
     if native > 0 and not _is_mapped(FORK_SAFE):
         found.append(f"{native} thread{'' if native == 1 else 's'} of a library")

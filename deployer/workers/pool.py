@@ -41,6 +41,7 @@ log = structlog.get_logger()
 
 MOVE_LIMIT_S = 10.0  # how long a worker that was proven may take to accept on the sockets it is handed
 DUMP_S = 5.0  # for a worker that hangs to print its stacks, before SIGKILL
+MESSAGES_AT_ONCE = 64  # of one worker: who broadcasts without end must not keep us from all else
 KEEPER_TELLS_S = 1.0  # how long the keeper may take to report a worker that it reaped
 
 
@@ -251,7 +252,10 @@ class Pool:
     def _on_channel(self, worker: Worker) -> None:
         """What a worker of an `app`, or its template, has to say."""
         try:
-            while worker.channel is not None and (found := worker.channel.receive()) is not None:
+            for _ in range(MESSAGES_AT_ONCE):
+                found = None if worker.channel is None else worker.channel.receive()
+                if found is None:
+                    return
                 message, fds = found
                 for fd in fds:
                     os.close(fd)
@@ -267,8 +271,10 @@ class Pool:
         for other in self.workers.values():
             if other.channel is None or other.slot == TEMPLATE_SLOT or other.exit is not None:
                 continue
-            if not other.channel.send({"op": "message", "data": data}):
+            heard = other.channel.send({"op": "message", "data": data})
+            if not heard and not other.deaf:  # said once: there may be thousands a second
                 log.warning("worker.message_lost", slot=other.slot, pid=other.pid)
+            other.deaf = not heard
 
     # Ending
 
@@ -277,6 +283,7 @@ class Pool:
         what it goes for, and what is told of anything it cuts."""
         if worker.exit is not None:
             return
+        now = now or worker.slot == TEMPLATE_SLOT  # it has nothing to finish, and may not hear a signal
         if worker.state is not State.DRAINING:
             worker.state, worker.drain_at, worker.retired_by = State.DRAINING, uptime(), rollout
             with self._store.transaction():

@@ -131,6 +131,8 @@ def _accepted(worker: Worker, sock: socket.socket) -> bool:
 
 def _too_late(worker: Worker) -> Failure:
     config = worker.release.config.worker
+    if config.app is not None and not worker.ready_said.is_set():
+        return _not_started(worker, config.app)
     expected = {
         Ready.NOTIFY: "did not send READY=1",
         Ready.HTTP: f"did not answer GET {worker.release.config.health.http} as expected",
@@ -142,6 +144,25 @@ def _too_late(worker: Worker) -> Failure:
         what=f"{worker.name} {expected} within {config.ready_timeout}",
         cause=worker.status_text or None,
         hint="raise [worker] ready_timeout if it starts slowly, or check [worker] ready",
+        slot=worker.slot,
+        tail=tuple(worker.tail),
+    )
+
+
+def _not_started(worker: Worker, app: str) -> Failure:
+    """deployer's own runtime never came to serve it: the import hangs, or the application's startup (lifespan). One
+    that was ready before hangs since then."""
+    doing = "importing" if worker.slot == TEMPLATE_SLOT else "starting"
+    what = f"{worker.name} did not finish {doing} {app} within {worker.release.config.worker.ready_timeout}"
+    hint = "raise [worker] ready_timeout if it only is slow; deployer check --preload shows where an import hangs"
+    if worker.ready_at is not None:
+        what = f"{worker.name} passed its preflight, but did not accept visitors in time: its event loop is stuck"
+        hint = f"deployer logs --release {worker.release.name}"
+    return Failure(
+        reason="never_ready",
+        what=what,
+        cause=worker.status_text or None,
+        hint=hint,
         slot=worker.slot,
         tail=tuple(worker.tail),
     )

@@ -76,6 +76,7 @@ class Worker:
     readers: list[LineReader] = field(default_factory=list)
     notify: socket.socket | None = None
     channel: Channel | None = None  # of an `app`
+    deaf: bool = False  # there was no room in it for the last message
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     exit: Exit | None = None

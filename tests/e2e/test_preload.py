@@ -242,6 +242,7 @@ def test_an_unsafe_template_is_named_and_workers_boot_on_their_own(served: Calla
     slots = cluster.assert_serves("v1")
     assert cluster.templates() == {}
     assert set(slots.values()) <= set(cluster.imported("v1"))
+    assert not [event for event in cluster.events("template.exited") if not event["expected"]], "none died"
     boots = cluster.imported("v1")
     cluster.kill_manager()
     cluster.assert_serves("v1", slots)
@@ -250,6 +251,19 @@ def test_an_unsafe_template_is_named_and_workers_boot_on_their_own(served: Calla
     assert "workers of v2 boot one by one: a socket" in done.text
     assert cluster.imported("v1") == boots, "the next manager did not try again"
     cluster.assert_serves("v2")
+
+
+def test_a_template_ends_at_once_whatever_keeps_it(served: Callable[..., Served]) -> None:
+    """An unsafe one with a thread that the interpreter waits for; one that takes no notice of the stop signal."""
+    cluster = served(count=1, drain_timeout="60s")
+    cluster.write(broken="import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()")
+    done = cluster.run("up", code=0)
+    assert "workers of v1 boot one by one: thread" in done.text
+    cluster.write(label="second", broken="import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)")
+    assert cluster.run("deploy", "--json", code=0).last["seconds"] < 20, "not ready_timeout, nor drain_timeout"
+    assert list(cluster.templates()) == ["v2"]
+    cluster.deploy(label="third", code=0)
+    wait_until(lambda: list(cluster.templates()) == ["v3"], "the template of v2 is gone", 20)
 
 
 def test_post_fork_is_called_in_each_worker(served: Callable[..., Served]) -> None:
@@ -262,6 +276,26 @@ def test_post_fork_is_called_in_each_worker(served: Callable[..., Served]) -> No
     done = cluster.run("deploy", "--json", code=HALTED)
     assert "RuntimeError: no fork today" in done.last["tail"]
     cluster.assert_serves("v1")
+
+
+def test_a_cluster_that_is_started_again_imports_the_application_once(served: Callable[..., Served]) -> None:
+    """Nobody serves: to wait for the template costs no time. One that died is not waited for again."""
+    cluster = served(count=3)
+    cluster.up()
+    cluster.run("down", code=0)
+    (before,) = cluster.imported("v1")
+    cluster.run("up", code=0)
+    cluster.assert_serves("v1")
+    assert cluster.imported("v1") == [before, cluster.templates()["v1"]["pid"]]
+    cluster.write(
+        label="second",
+        broken="import sys, os\nif '--template' in sys.orig_argv and os.path.exists('../../die'): os._exit(3)",
+    )
+    cluster.run("deploy", code=0)
+    cluster.run("down", code=0)
+    (cluster.root / "die").touch()
+    cluster.run("up", code=0)
+    cluster.assert_serves("v2")
 
 
 # Standby

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -164,3 +165,16 @@ def test_a_syntax_error_is_shown_with_its_line(tmp_path: Path) -> None:
     code, said = check(tmp_path)
     assert (code, "runtime" in said) == (1, False)
     assert f'File "{tmp_path}/shop.py", line 3' in said
+
+
+def test_a_worker_that_is_stopped_while_it_boots_says_nothing(tmp_path: Path) -> None:
+    """By SIGINT, too: a KeyboardInterrupt would show frames of ours."""
+    (tmp_path / "shop.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+    with subprocess.Popen(
+        [sys.executable, RUNTIME, "shop:app"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (-signal.SIGINT, b"")

@@ -89,6 +89,22 @@ def test_what_is_wrong_is_said_in_a_line(shop: Shop, source: str, app: str, text
     assert "deployer/runtime" not in "\n".join(check["output"])
 
 
+def test_what_a_template_needs_is_checked_too(shop: Shop) -> None:
+    """The hook's name; and what would not survive a fork, also when it would keep the interpreter."""
+    preload = "preload = true\npost_fork = 'shop:{}'"
+    write(shop, STARLETTE + "def forked(): raise SystemExit('not called')\n", extra=preload.format("forked"))
+    result = shop.run("check", "--preload")
+    assert (result.code, "one by one" in result.out) == (0, False), result.out
+    write(shop, STARLETTE, extra=preload.format("forked"))
+    assert "module 'shop' has no 'forked'" in found(shop.run("check", "--preload", "--json"))["text"]
+    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), name='tick').start()\n"
+    write(shop, STARLETTE + thread, extra="preload = true")
+    check = found(shop.run("check", "--preload", "--json", timeout=50))
+    assert "its workers boot one by one: thread 'tick' would not survive a fork; imported by" in check["text"]
+    write(shop, STARLETTE + thread)
+    assert "one by one" not in found(shop.run("check", "--preload", "--json", timeout=50))["text"]
+
+
 def test_an_import_that_hangs_is_ended_and_shows_where_it_hangs(shop: Shop) -> None:
     """With what it started itself; frames of ours are not among the stacks."""
     source = (
@@ -103,6 +119,7 @@ def test_an_import_that_hangs_is_ended_and_shows_where_it_hangs(shop: Shop) -> N
     assert "its import did not end within 1500ms" in result.out
     assert "in wait_for_the_database" in result.out
     assert "deployer/runtime" not in result.out
+    assert "importlib" not in result.out
     assert time.monotonic() - began < 50
     pid = int((shop.directory / "pid").read_text())
     assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]

@@ -390,3 +390,14 @@ def test_what_belongs_to_the_preflight_and_to_templates(tmp_path: Path, text: st
 
 def test_templates_and_warm_up_as_they_are_meant(tmp_path: Path) -> None:
     assert accepts(tmp_path, app("preload = true\npost_fork = 'shop.hooks:forked'", "standby = '10m'\nwarmup = ['/a']"))
+
+
+def test_an_app_drains_on_some_signals_only(tmp_path: Path) -> None:
+    """Another one would end it amid its requests; a command may make of one what it likes."""
+    signals = "name = 'a'\n[worker]\nstop_signal = '{}'\n{}\n" + LISTEN
+    assert refusal(tmp_path, signals.format("SIGHUP", "app = 'a:b'")) == (
+        "3: `stop_signal` in [worker]: an `app` drains on SIGTERM, SIGINT, SIGQUIT; SIGHUP would cut it off",
+        'for example stop_signal = "SIGTERM"',
+    )
+    assert accepts(tmp_path, signals.format("SIGINT", "app = 'a:b'"))
+    assert accepts(tmp_path, signals.format("SIGHUP", "command = 'c'"))

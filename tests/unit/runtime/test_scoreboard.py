@@ -106,6 +106,21 @@ def test_competitors_serve_on_the_same_socket(board: Scoreboard) -> None:
     assert board.epoch == before + 2
 
 
+def test_a_worker_whose_file_is_gone_or_anothers_leaves_all_the_same(
+    board: Scoreboard, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, before = claim(board), board.epoch
+    path.unlink()
+    record.move(SERVING)
+
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(module.os, "open", refuse)
+    record.move(DRAINING)
+    assert (record.get("state"), board.epoch) == (DRAINING, before + 2)
+
+
 def test_no_reader_sees_half_a_text(board: Scoreboard) -> None:
     """A writer that never rests, and texts that are of one letter each."""
     record = claim(board)
