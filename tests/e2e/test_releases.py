@@ -298,8 +298,8 @@ WORDS_THAT_SHOW = (
 # One rollout at a time
 
 
-def ten(shop: Cluster, *words: str) -> list[Done]:
-    """Ten deploys of ten directories, started at once."""
+def ten(shop: Cluster, *words: str, then: Callable[[], object] = lambda: None) -> list[Done]:
+    """Ten deploys of ten directories, started at once; `then` is done while they run."""
     answers: list[Done] = []
 
     def one(number: int) -> None:
@@ -313,6 +313,7 @@ def ten(shop: Cluster, *words: str) -> list[Done]:
     threads = [threading.Thread(target=one, args=(number,)) for number in range(10)]
     for thread in threads:
         thread.start()
+    then()
     for thread in threads:
         thread.join()
     return answers
@@ -350,7 +351,16 @@ def test_ten_deploys_at_once_wait_their_turn() -> None:
     """Each is live in its turn; the order is that in which they came."""
     with cluster(extra="\n[release]\nkeep = 20\n") as shop:
         shop.up(label="one")
-        answers = ten(shop, "--queue")
+        go, hook = shop.base / "go", shop.root / "hooks" / "before_stage"
+        hook.parent.mkdir()
+        hook.write_text(f"#!/bin/sh\nwhile [ ! -e {go} ]; do sleep 0.02; done\n")
+        hook.chmod(0o755)
+
+        def until_nine_wait() -> None:
+            wait_until(lambda: len(shop.status()["queued"]) == 9, "nine wait for the first", 60)
+            go.touch()
+
+        answers = ten(shop, "--queue", then=until_nine_wait)
         assert [done.code for done in answers] == [0] * 10, [done.text for done in answers if done.code]
         assert {done.last["outcome"] for done in answers} == {"promoted"}
         rollouts = history(shop)
