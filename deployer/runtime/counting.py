@@ -18,6 +18,7 @@ from .scoreboard import FIELD, STATUSES, Record
 _EVENT_STREAM = b"text/event-stream"
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _DEAF_S = 0.05  # what a send into an ended stream takes: an application that never looks up must not take the loop
+_STATUS_END = 100 * STATUSES
 ENDLESS = "deployer.event_stream"  # in the scope of one
 CLOSE = (b"connection", b"close")
 PROBE = b"deployer-probe"  # a header that the manager's health checks have: they are no visitors
@@ -131,7 +132,8 @@ class Counting:
                 if message is None:  # asked by `_failed`: nothing was sent
                     return False
                 start = message
-                self._statuses[message.get("status", 500) // 100] += 1
+                status = message.get("status", 500)
+                self._statuses[status // 100 if status < _STATUS_END else 0] += 1  # 0: of no class
                 ticks = (perf_counter_ns() - began) >> TICK_BITS
                 if ticks >= SUB:
                     shift = ticks.bit_length() - SUB_BITS - 1

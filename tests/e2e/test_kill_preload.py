@@ -21,10 +21,10 @@ from tests.e2e.victim import Victim, numbered
 from tests.load import LoadProcess
 
 MAKE = Callable[..., "Forking"]
-CHUNKS = 2
+CHUNKS = 2  # tests, side by side, among which points are dealt out
 STANDBY = 'standby = "10m"\n'
 TEMPLATE = "(workers) + template.starting"
-UNCERTAIN = ("worker.exited", "worker.drain ")  # how many there are by when depends on visitors
+ORDINARY = ("exited", "worker.drain")  # the ends of old workers, as in any deploy
 DIES = """
 def die(good=True):
     if good and not os.path.exists({marker!r}):
@@ -85,7 +85,7 @@ class Forking(Victim):
 
     def assert_whole(self, release: str, templates: set[str]) -> dict[str, Any]:
         """Every slot, `current` and the answers are of one release; these have one template each; nobody else runs."""
-        status = wait_until(lambda: self._settled(release, templates), f"{release}, templates {templates}", 30)
+        status = wait_until(lambda: self._settled(release, templates), f"{release}, templates {templates}", 30, 0.05)
         assert self.shop.current() == release
         assert self.shop.release_served() == release
         return dict(status)
@@ -118,26 +118,33 @@ def forking(request: pytest.FixtureRequest) -> MAKE:
 @contextlib.contextmanager
 def visitors(shop: Served) -> Iterator[None]:
     """None of them is lost."""
-    with LoadProcess(shop.address, **LIGHT) as load:
+    with LoadProcess(shop.address, **LIGHT, think_s=0.05) as load:
         yield
         report = load.stop()
     assert (report.lost, report.errors) == (0, 0), str(report)
 
 
-def certain(points: list[str]) -> list[str]:
-    return [p for p in points if not p.endswith(" ") and not any(word in p for word in UNCERTAIN)]
+def worthwhile(lines: list[str], first: str) -> list[str]:
+    """Points, `where turn name`, from `first` on. Where READY=1 was noted, or that a signal was sent, "after" is the
+    same as "before" the next."""
+    both = [*zip(lines, numbered(lines), strict=True)][lines.index(first) :]
+    return [point for line, point in both if not _is_ordinary(line)]
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
+def _is_ordinary(line: str) -> bool:
+    return line in ("before ", "after ", "after (workers)") or any(word in line for word in ORDINARY)
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS + 1))
 def test_the_manager_in_a_deploy_with_preload(forking: MAKE, chunk: int) -> None:
     """From the template on; what comes before is that of any deploy."""
     victim = forking()
     victim.shop.up()
     lines = victim.transactions(victim.deploy)
-    points = numbered(lines)[lines.index(f"before {TEMPLATE}") :]
+    points = worthwhile(lines, f"before {TEMPLATE}")
     assert {f"{where} {what}" for where in ("before 1", "after 1") for what in ("send fork", "send serve")} < {*points}
     with visitors(victim.shop):
-        for point in certain(points)[chunk::CHUNKS]:
+        for point in points[chunk :: CHUNKS + 1]:
             status = victim.killed(point, victim.deploy, set())
             assert victim.shop.imported(status["release"]) == [status["templates"][0]["pid"]], point
         victim.deploy()
@@ -151,11 +158,11 @@ def test_the_manager_in_a_rollback_on_standby(forking: MAKE, chunk: int) -> None
     victim.deploy()
     victim.assert_whole("v2", both)
     lines = victim.transactions(lambda: victim.carry_out("rollback", "v1"))
-    points = numbered(lines)[lines.index("before send fork") :]
+    points = worthwhile(lines, "before send fork")
     victim.assert_whole("v1", both)
     boots = shop.imports.read_text()
     with visitors(shop):
-        for number, point in enumerate(certain(points)[chunk::CHUNKS]):
+        for number, point in enumerate(points[chunk::CHUNKS]):
             to = ("v2", "v1")[number % 2]
             victim.killed(point, partial(victim.carry_out, "rollback", to), both)
         assert shop.imports.read_text() == boots, "nobody booted"
