@@ -9,7 +9,7 @@ from deployer.cli.output import Output, clean, shorten, table
 from deployer.cli.session import Session
 from deployer.cli.traffic import COLUMNS, cells, fit, told
 from deployer.units import format_duration, format_size
-from deployer.wire.schema import LastExit, RolloutInfo, Status, TemplateInfo, WorkerInfo
+from deployer.wire.schema import PREFLIGHT_SLOT, LastExit, RolloutInfo, Status, TemplateInfo, WorkerInfo
 
 TAIL_LINES = 5
 RECENT_S = 3600.0
@@ -160,7 +160,9 @@ def _print_warnings(status: Status, out: Output) -> None:
         out.note("warning: the keeper is gone: nothing restarts the manager if it dies")
         out.note("hint: deployer up")
     if status.rollout is not None and status.rollout.phase == "held":
-        out.note("warning: the failed rollout is held for inspection; the slots run a mix of releases")
+        mixed = any(w.slot > PREFLIGHT_SLOT and w.pid and w.release != status.release for w in status.workers)
+        what = "the slots run a mix of releases" if mixed else f"{status.release} serves on every slot"
+        out.note(f"warning: the failed rollout is held for inspection; {what}")
         out.note("hint: deployer deploy --abort")
     elif status.rollout is not None:
         out.note("hint: deployer follow")

@@ -69,7 +69,7 @@ def headline(view: RolloutView) -> str:
     if code == Exit.NOT_STARTED:
         return f"{'FAILED' if word == 'HALTED' else word} before any worker was started{serves}"
     if code == Exit.HELD:
-        return f"HELD {_where(view)}. The slots run a mix of releases: a person is needed."
+        return f"HELD {_where(view)}. {_held(view, fields)}: a person is needed."
     if code == Exit.REVERTED:
         return f"{word} {_where(view)}. Every slot was put back{serves}"
     if code == Exit.HALTED:
@@ -78,6 +78,14 @@ def headline(view: RolloutView) -> str:
 
 
 # Private.
+
+
+def _held(view: RolloutView, fields: dict[str, Any]) -> str:
+    """What serves meanwhile: the worker that failed runs on, unless it was its end that failed it."""
+    new = [row for row in view.slots.values() if row.new_release == view.release and row.new_pid]
+    if all(row.new_pid == view.failed_pid for row in new):
+        return f"{fields.get('serving')} serves on every slot"
+    return "The slots run a mix of releases"
 
 
 def _finished(view: RolloutView) -> dict[str, Any]:

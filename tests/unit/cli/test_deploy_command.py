@@ -137,14 +137,19 @@ def test_live_with_warnings_prints_both_the_success_and_the_problem(manager: Scr
     assert result.err == ("error: old releases were not removed\ncause: v1: permission denied\nhint: ls -l .deployer\n")
 
 
-def test_held_asks_for_a_person(manager: ScriptedManager, shop: Shop) -> None:
-    manager.events = stories.later_halt()
+@pytest.mark.parametrize(
+    ("dead", "serves"), [(True, "v6 serves on every slot"), (False, "The slots run a mix of releases")]
+)
+def test_held_asks_for_a_person(manager: ScriptedManager, shop: Shop, dead: bool, serves: str) -> None:
+    """Its canary has ended; or it runs on, to be looked at."""
+    manager.events = stories.canary_halt()
     manager.events[-1] |= {"outcome": "held", "exit_code": 5}
+    manager.events = [event for event in manager.events if dead or event["event"] != "worker.exited"]
 
     result = shop.run("deploy", "-q")
 
     assert result.code == 5
-    assert result.err.startswith("HELD at slot 2 of 2. The slots run a mix of releases: a person is needed.\n")
+    assert result.err.startswith(f"HELD at slot 1 of 2. {serves}: a person is needed.\n")
 
 
 def test_what_is_live_already_is_no_error(manager: ScriptedManager, shop: Shop) -> None:
