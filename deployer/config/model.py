@@ -153,6 +153,16 @@ class Rollout(Section, frozen=True, kw_only=True):
     inconclusive: Inconclusive = Inconclusive.PROMOTE  # where there are fewer
 
 
+class Watch(Section, frozen=True, kw_only=True):
+    """What a save is to `deployer watch`, and to a deploy that waits for its fix."""
+
+    paths: list[str] = []  # globs or directories, relative to the source; none: all of it
+    ignore: list[str] = []  # globs, beside what is never looked at
+    extensions: list[str] = []  # "py", "html"; none: all
+    settle: Duration = "20ms"  # how long all must be quiet after the last change
+    build: list[str] = []  # commands for each save, instead of [build] run
+
+
 class Config(Section, frozen=True, kw_only=True):
     name: str
     worker: Worker
@@ -164,6 +174,7 @@ class Config(Section, frozen=True, kw_only=True):
     build: Build = Build()
     release: Release = Release()
     hooks: Hooks = Hooks()
+    watch: Watch = Watch()
 
 
 HOST_SECTIONS = ("name", "root", "listen", "source")

@@ -225,9 +225,11 @@ def _numbers(config: Config) -> Iterator[Problem]:
 
 
 def _build(config: Config) -> Iterator[Problem]:
-    for index, command in enumerate(config.build.run):
-        if not command.strip():
-            yield Problem(("build", "run", index), f"item {index + 1} of `run` in [build] is empty", "remove it")
+    lists = {("build", "run"): config.build.run, ("watch", "build"): config.watch.build}
+    for (table, key), commands in lists.items():
+        for index, command in enumerate(commands):
+            if not command.strip():
+                yield Problem((table, key, index), f"item {index + 1} of `{key}` in [{table}] is empty", "remove it")
 
 
 def _shared(config: Config) -> Iterator[Problem]:

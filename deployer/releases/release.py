@@ -12,6 +12,11 @@ OURS = ("LISTEN_", "NOTIFY_SOCKET", "DEPLOYER_", "WATCHDOG_", "INVOCATION_ID", "
 """What our own starter set for us must not reach a worker, a build or a hook."""
 
 
+def is_dev(name: str) -> bool:
+    """Was it made of a save, for a watch?"""
+    return name.startswith("dev-")
+
+
 @dataclass(frozen=True)
 class Release:
     """Everything a worker of this release is started from; the same at every respawn and at a rollback."""

@@ -9,7 +9,7 @@ import msgspec
 from deployer.config.model import Config
 from deployer.wire.schema import Changes, Problem
 
-ReleaseName = Annotated[str, msgspec.Meta(pattern=r"^v[1-9][0-9]*\Z")]
+ReleaseName = Annotated[str, msgspec.Meta(pattern=r"^(v|dev-)[1-9][0-9]*\Z")]
 
 
 class Directory(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="directory"):
@@ -74,6 +74,13 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     could_go: list[str] = []  # releases that a person might give up
 
 
+class Development(msgspec.Struct, frozen=True, kw_only=True):
+    """A save, not a release: what is different about it."""
+
+    stop_signal: str | None = None  # instead of [worker] stop_signal
+    reload: str | None = None  # URL of the event stream that open pages listen to: DEPLOYER_RELOAD of its workers
+
+
 class StageRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Make `releases/<name>` under `root` from `source`.
 
@@ -93,6 +100,7 @@ class StageRequest(msgspec.Struct, frozen=True, kw_only=True):
     parent: int | None = None
     room: Room | None = None
     dry_run: bool = False  # look what it would be, keep nothing
+    development: Development | None = None  # it is made for a watch
 
 
 class StageResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,9 @@ import msgspec
 
 PREFLIGHT_SLOT = 0
 TEMPLATE_SLOT = -1
-"""Slots that no visitor is sent to: the preflight worker's, and that of the process that workers are forked from."""
+WARM_SLOT = -2
+"""Slots that no visitor is sent to: the preflight worker's, and those of the processes that workers are forked from:
+one has imported the application, the other what the saves of a watch have in common."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +137,7 @@ class RolloutInfo(Message, frozen=True, kw_only=True):
     place: int | None = None  # of a queued one: 1 is next
     cut: Cut | None = None  # by the ends of the workers that it retired; None: nothing was
     draining: int = 0  # workers that it retired and that are not through with their visitors
+    watch: int | None = None  # the watch that began it
 
 
 class Status(Message, frozen=True, kw_only=True):
@@ -150,6 +153,19 @@ class Status(Message, frozen=True, kw_only=True):
     root: str
     queued: list[RolloutInfo] = []  # those that wait their turn, next first
     templates: list[TemplateInfo] = []
+    watch: WatchInfo | None = None  # the one that looks for saves, or for the fix of a deploy
+
+
+class WatchInfo(Message, frozen=True, kw_only=True):
+    id: int
+    kind: str  # dev: each save goes live | heal: a fix of the deploy that failed is waited for
+    path: str
+    mode: str | None  # kernel | poll; None: it does not watch yet
+    directories: int
+    who: str
+    since: float  # seconds since the epoch
+    saves: int  # that were heard of
+    rollout: int | None = None  # heal: the one that failed
 
 
 class ReleaseInfo(Message, frozen=True, kw_only=True):
@@ -261,6 +277,7 @@ class DeployRequest(Command, frozen=True, kw_only=True):
     env_only: bool = False  # the live release's tree again, with the environment read anew
     queue: bool = False  # wait for the rollout that runs
     supersede: bool = False  # abort it
+    watch: bool = False  # hold if it fails, and wait for a fix in its source
 
 
 class RollbackRequest(Command, frozen=True, kw_only=True):
@@ -299,3 +316,36 @@ class StopRequest(Message, frozen=True, kw_only=True):
 
     who: str
     now: bool = False
+
+
+class WatchRequest(Message, frozen=True, kw_only=True):
+    """Every save goes live, until the process `holder` ends. Lists replace those of `[watch]`, but for `ignore`."""
+
+    who: str
+    holder: int  # pid of the command that shows it
+    path: str | None = None  # absolute; None: the path of [source], else the directory of deployer.toml
+    paths: list[str] = []
+    ignore: list[str] = []  # beside those of [watch]
+    extensions: list[str] = []
+    settle: str | None = None  # a duration
+    poll: str | None = None  # a duration: look so often, instead of asking the kernel
+    signal: str | None = None  # instead of stop_signal
+    reload: str | None = None  # URL of the event stream that open pages listen to
+    workers: int | None = None  # where no release is live yet; else the cluster keeps its count. None: as configured
+    own: bool = False  # the cluster was started for this watch, and stops with it
+
+
+class WatchStop(Message, frozen=True, kw_only=True):
+    who: str
+
+
+class WatchAgain(Message, frozen=True, kw_only=True):
+    """Deploy what is on disk, even if it is what is live."""
+
+    who: str
+
+
+class WatchBack(Message, frozen=True, kw_only=True):
+    """Back to the save before the one that is live."""
+
+    who: str

@@ -23,4 +23,5 @@ def test_the_schema_describes_every_table_and_refuses_unknown_keys() -> None:
         "build",
         "release",
         "hooks",
+        "watch",
     }
