@@ -218,9 +218,8 @@ def _bound(port: int) -> _Server:
             return _Server(0)
     except OSError as error:
         raise DeployerError(
-            "cannot listen for open pages",
+            "--browser: cannot listen for open pages",
             cause=f"{HOST}: {error.strerror}",
-            hint="deployer watch  (without --browser)",
+            hint="deployer watch",
             exit_code=Exit.NOT_STARTED,
-            reason="address",
         ) from None
