@@ -182,7 +182,7 @@ class Supervisor:
         self._restore_failed(worker, verdict.failure_of_exit(worker))
 
     def _on_never_ready(self, worker: Worker, failure: Failure) -> None:
-        if worker.slot == TEMPLATE_SLOT:
+        if worker.forks:
             self._pool.retire(worker, now=True)
         if not worker.in_slot:
             return  # the preflight looks after its own
