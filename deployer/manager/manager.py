@@ -31,6 +31,7 @@ from deployer.manager.saves import Saves
 from deployer.manager.supervisor import Supervisor
 from deployer.manager.templates import Templates
 from deployer.manager.views import Views
+from deployer.manager.warm import Warm
 from deployer.manager.watches import Watches
 from deployer.osutil.tasks import watched
 from deployer.paths import Layout
@@ -65,6 +66,7 @@ class Manager:
         )
         self.supervisor = Supervisor(store=store, catalog=self.catalog, pool=self.pool, listeners=listeners)
         self.templates = Templates(store=store, catalog=self.catalog, pool=self.pool, supervisor=self.supervisor)
+        self.warm = Warm(store=store, pool=self.pool, supervisor=self.supervisor)
         self.cleanup = CleanUp(catalog=self.catalog, layout=layout, used=self._used)
         hooks = Hooks(store=store, layout=layout, base_env=base_env, config_file=loaded.path)
         self.driver = Driver(

@@ -184,7 +184,7 @@ class Supervisor:
         self.on_death(worker)
 
     def _on_never_ready(self, worker: Worker, failure: Failure) -> None:
-        if worker.slot == TEMPLATE_SLOT:
+        if worker.forks:
             self._pool.retire(worker, now=True)
         if not worker.in_slot:
             return  # the preflight looks after its own

@@ -24,7 +24,6 @@ from deployer.paths import Layout
 from deployer.rollout.machine import Rollout
 from deployer.state.store import OF_SAVE, Store
 from deployer.wire.schema import (
-    TEMPLATE_SLOT,
     KeeperInfo,
     ManagerInfo,
     Recycled,
@@ -108,7 +107,7 @@ class Views:
 
     def _workers(self) -> list[WorkerInfo]:
         """By slot; a slot with no worker is shown too."""
-        alive = [w for w in self._pool.workers.values() if w.exit is None and w.slot != TEMPLATE_SLOT]
+        alive = [w for w in self._pool.workers.values() if w.exit is None and not w.forks]
         keys = [(worker.pid, worker.ticks) for worker in alive if worker.release.config.worker.app is not None]
         traffic = self._traffics.of(self._pool.board.rows(), keys, time.monotonic()) if keys else {}
         infos = [self._worker(worker, traffic.get((worker.pid, worker.ticks))) for worker in alive]
