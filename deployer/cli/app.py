@@ -28,6 +28,7 @@ VERBS = {
     "check": "Look whether the configuration and this machine are fit for a deploy.",
     "up": "Start the cluster, and deploy when there is no release yet.",
     "down": "Stop the workers and the supervisor.",
+    "watch": "Put every save live as a deploy would; what is broken stays out.",
     "deploy": "Put a new release live, one worker at a time; go back if it fails.",
     "pack": "Make an artifact of a directory, to be deployed elsewhere.",
     "rollback": "Go back to an earlier release.",

@@ -54,9 +54,9 @@ def run(
             out.result(f"{session.app} is not running")
         return 0
     with ExitStack() as stack:
-        processes = list(_hold(status, stack))
+        processes = list(hold(status, stack))
         session.client.stop(StopRequest(who=session.who, now=now))
-        _await_end(session, processes)
+        await_end(session, processes)
     ended = [{"name": process.name, "pid": process.pid} for process in processes]
     if out.style.json:
         out.result_json({"ended": ended, "running": False})
@@ -116,7 +116,7 @@ def _workers_of(root: Path) -> Iterator[int]:
                 yield int(entry.name)
 
 
-def _hold(status: Status, stack: ExitStack) -> Iterator[Process]:
+def hold(status: Status, stack: ExitStack) -> Iterator[Process]:
     named = [(f"slot {worker.slot}", worker.pid) for worker in status.workers]
     for name, pid in [*named, ("manager", status.manager.pid), ("keeper", status.keeper.pid)]:
         if pid is None:
@@ -131,7 +131,7 @@ def _hold(status: Status, stack: ExitStack) -> Iterator[Process]:
         yield Process(name, pid, fd)
 
 
-def _await_end(session: Session, processes: list[Process]) -> None:
+def await_end(session: Session, processes: list[Process]) -> None:
     """Wait for every process, naming each as it ends and, now and then, those that are still there."""
     poller = select.poll()
     left = {process.fd: process for process in processes}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from deployer.cli.output import Glyphs, clean
@@ -52,6 +52,14 @@ def who_slot(data: Fields) -> str:
 def seconds(data: Fields) -> str:
     value = data.get("seconds")
     return "" if value is None else format_duration(value)
+
+
+def named_files(files: Sequence[str], count: int | None = None) -> str:
+    """app/views.py and 3 more; empty without a file. `count`: how many there are, where not all are named."""
+    if not files:
+        return ""
+    more = max(count or 0, len(files)) - 1
+    return f"{files[0]} and {more} more" if more else files[0]
 
 
 # Private: one function an event.
@@ -195,6 +203,22 @@ def _finished(data: Fields, glyphs: Glyphs) -> str:
     return f"finished: {data.get('outcome')}{reason}{serving} {seconds(data)}".rstrip()
 
 
+def _watch_started(data: Fields, glyphs: Glyphs) -> str:
+    many = "y" if data.get("directories") == 1 else "ies"
+    why = " for a fix" if data.get("kind") == "heal" else ""
+    polls = ", polling" if data.get("mode") == "poll" else ""
+    return f"watching {data.get('path')}{why} ({data.get('directories')} director{many}{polls})"
+
+
+def _watch_fault(data: Fields, glyphs: Glyphs) -> str:
+    cause = f": {data['cause']}" if data.get("cause") else ""
+    return f"watch: warning: {data.get('what')}{cause}"
+
+
+def _watch_saved(data: Fields, glyphs: Glyphs) -> str:
+    return f"saved {named_files(data.get('files') or [], data.get('count')) or 'something'}"
+
+
 def _manager_started(data: Fields, glyphs: Glyphs) -> str:
     resumed = f", goes on with rollout {data['resumed']}" if data.get("resumed") else ""
     return f"manager pid {data.get('pid')} started, {data.get('adopted', 0)} workers adopted{resumed}"
@@ -229,6 +253,10 @@ _LINES: dict[str, Callable[[Fields, Glyphs], str]] = {
     "hook.output": _hook_output,
     "hook.finished": _hook_finished,
     "rollout.finished": _finished,
+    "watch.started": _watch_started,
+    "watch.fault": _watch_fault,
+    "watch.saved": _watch_saved,
+    "watch.ended": lambda data, _: f"the watch ended: {data.get('why')}",
     "manager.started": _manager_started,
     "manager.stopped": lambda data, _: f"manager pid {data.get('pid')} stopped",
 }

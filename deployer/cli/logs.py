@@ -37,7 +37,7 @@ def run(
 ) -> int:
     """Show what the workers wrote."""
     out = session.out
-    for raw in _lines(session, follow, lines, slot, release):
+    for raw in log_lines(session, follow, lines, slot, release):
         if out.style.json:
             out.result(raw.decode())
             continue
@@ -53,9 +53,19 @@ def format_line(line: LogLine, out: Output) -> str:
     return f"{stamp(line.ts)} {line.release}/{slot} {line.pid} {bar} {clean(line.line)}".rstrip()
 
 
-def _lines(session: Session, follow: bool, lines: int, slot: int | None, release: str | None) -> Iterator[bytes]:
-    """Lines as they come. A manager that dies is waited for, and what was written meanwhile is not missed."""
-    last, give_up, patience = 0.0, None, 0.0
+def log_lines(
+    session: Session,
+    follow: bool,
+    lines: int,
+    slot: int | None = None,
+    release: str | None = None,
+    since: float = 0.0,
+) -> Iterator[bytes]:
+    """Lines as they come. A manager that dies is waited for, and what was written meanwhile is not missed.
+
+    `since`: only what was written later (seconds since the epoch).
+    """
+    last, give_up, patience = since, None, since
     while True:
         try:
             with closing(session.client.logs(lines=lines, follow=follow, slot=slot, release=release)) as stream:

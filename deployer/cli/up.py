@@ -13,7 +13,7 @@ from deployer.cli.session import Session
 from deployer.cli.watching import watch
 from deployer.client.account import read_state
 from deployer.client.client import Client, problem_error
-from deployer.config.load import load
+from deployer.config.load import Loaded, load
 from deployer.errors import DeployerError, Exit, UnavailableError
 from deployer.launch import foreground as run_in_foreground
 from deployer.launch import keeper_runs, launch
@@ -42,9 +42,8 @@ def run(
     if foreground:
         run_in_foreground(loaded, deploy=not no_deploy)
         raise AssertionError("foreground() replaces this process")
-    started = "already up" if _answers(session.client) else "up"
-    # Also where the manager answers: its keeper may be gone, which `launch` repairs.
-    status = wait_until_ready(session.client, lambda: launch(loaded))
+    status, new = start(session, loaded)
+    started = "up" if new else "already up"
     if status.release is None and not no_deploy:
         session.out.note(f"{status.app} is {started}, manager pid {status.manager.pid}")
         return watch(session, _first_deploy(session, status))
@@ -54,6 +53,13 @@ def run(
         serves = f", {status.release} is live" if status.release else ", nothing is deployed"
         session.out.result(f"{status.app} is {started}{serves} (manager pid {status.manager.pid})")
     return 0
+
+
+def start(session: Session, loaded: Loaded) -> tuple[Status, bool]:
+    """The cluster runs afterwards; was it started here?"""
+    new = not _answers(session.client)
+    # Also where the manager answers: its keeper may be gone, which `launch` repairs.
+    return wait_until_ready(session.client, lambda: launch(loaded)), new
 
 
 def _first_deploy(session: Session, status: Status) -> RolloutInfo:

@@ -30,6 +30,11 @@ from deployer.wire.schema import (
     SettingsDiff,
     Status,
     StopRequest,
+    WatchAgain,
+    WatchBack,
+    WatchInfo,
+    WatchRequest,
+    WatchStop,
 )
 
 ANSWER_TIMEOUT_S = 10.0
@@ -107,6 +112,19 @@ class Client:
     def stop(self, request: StopRequest) -> None:
         self._call("POST", "/v1/stop", dict, request)
 
+    def watch(self, request: WatchRequest) -> WatchInfo:
+        """Asked again by the same holder, since no answer came, a manager answers the watch that it has."""
+        return self._until_answered("/v1/watch", WatchInfo, request)
+
+    def watch_stop(self, request: WatchStop) -> None:
+        self._call("POST", "/v1/watch/stop", dict, request)
+
+    def watch_again(self, request: WatchAgain) -> RolloutInfo:
+        return self._call("POST", "/v1/watch/again", RolloutInfo, request)
+
+    def watch_back(self, request: WatchBack) -> RolloutInfo:
+        return self._call("POST", "/v1/watch/back", RolloutInfo, request)
+
     def events(self, *, after: int = 0, rollout: int | None = None, follow: bool = False) -> Stream:
         """Lines of JSON, one an event; `deployer.client.follow` makes something lasting of them."""
         return self._stream(_path("/v1/events", after=after, rollout=rollout, follow=int(follow) or None))
@@ -127,11 +145,13 @@ class Client:
 
     def _command(self, path: str, request: Command) -> RolloutInfo:
         """A manager that dies before it has answered may have begun what it was asked: the next one knows the key."""
-        named = msgspec.structs.replace(request, key=os.urandom(8).hex())
+        return self._until_answered(path, RolloutInfo, msgspec.structs.replace(request, key=os.urandom(8).hex()))
+
+    def _until_answered(self, path: str, answer: type[T], body: Message) -> T:
         give_up = monotonic() + NEXT_MANAGER_S
         while True:
             try:
-                return self._call("POST", path, RolloutInfo, named)
+                return self._call("POST", path, answer, body)
             except BrokenOffError:
                 if monotonic() >= give_up:
                     raise

@@ -35,7 +35,8 @@ class Follower:
     """Iterate over it for events; `after` is the number of the last one seen.
 
     `deadline` is a point of `monotonic()`, where `FollowTimeout` is raised. `waiting` is called once for
-    each break, with True when the connection is lost and False when it is back.
+    each break, with True when the connection is lost and False when it is back. `patient`: also at first a manager
+    that is not there is waited for.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Follower:
         waiting: Callable[[bool], None] = lambda _: None,
         reconnect_limit: float = RECONNECT_LIMIT_S,
         silence_limit: float = SILENCE_LIMIT_S,
+        patient: bool = False,
     ) -> None:
         self.client = client
         self.rollout = rollout
@@ -56,6 +58,7 @@ class Follower:
         self._waiting = waiting
         self._limit = reconnect_limit
         self._silence = silence_limit
+        self._patient = patient or rollout is not None
         self._give_up: float | None = None  # set while the connection is broken
         self._silent = False  # whether the last connection ended because nothing came over it
 
@@ -87,7 +90,7 @@ class Follower:
             try:
                 return self.client.events(after=self.after, rollout=self.rollout, follow=True)
             except DeployerError as error:
-                if error.exit_code != Exit.UNAVAILABLE or (self.rollout is None and self._give_up is None):
+                if error.exit_code != Exit.UNAVAILABLE or (not self._patient and self._give_up is None):
                     raise
                 self._broken(error)
             self._pause()

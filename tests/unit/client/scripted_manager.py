@@ -74,7 +74,7 @@ class ScriptedManager:
             with self.streamed:
                 self.seen = max(self.seen, event["seq"])
                 self.streamed.notify_all()
-            if query.get("follow") and event["event"] == "rollout.finished":
+            if query.get("follow") and rollout is not None and event["event"] == "rollout.finished":
                 return
         if query.get("follow"):
             while not self.hold.wait(0.05):
