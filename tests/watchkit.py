@@ -69,6 +69,16 @@ class Tree(Shop):
             raise AssertionError(f"{label} is not served within {limit_s:g} s, but {seen}\n{self.log_tail()}") from None
         return time.monotonic() - began
 
+    def until_body(self, word: str, limit_s: float = SERVED_LIMIT_S) -> None:
+        """The first word of what a new connection is answered with, of apps whose headers say something else."""
+
+        def look() -> bool:
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                return self.get()[2].decode().split()[0] == word
+            return False
+
+        wait_until(look, f"{word} is served", limit_s)
+
     def processes(self) -> list[int]:
         """Those too that are told apart by nothing but where they work, as the watching child."""
         base = f"{self.base}/"
