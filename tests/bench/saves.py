@@ -35,11 +35,14 @@ class Client:
     def __init__(self, address: str) -> None:
         self._family, self._target = parse_address(address)
         self.requests = self.failed = 0
+        self.down_s = 0.0  # from a request that failed to the next answer
+        self._down_since: float | None = None
 
     def ask(self) -> str:
         """What it was answered, "" when that was nothing whole."""
         time.sleep(PAUSE_S)
         self.requests += 1
+        began = time.monotonic()
         try:
             with socket.socket(self._family) as sock:
                 sock.settimeout(ANSWER_LIMIT_S)
@@ -50,7 +53,11 @@ class Client:
             answer = None
         if answer is None or answer.status != 200:
             self.failed += 1
+            self._down_since = self._down_since or began
             return ""
+        if self._down_since is not None:
+            self.down_s += time.monotonic() - self._down_since
+            self._down_since = None
         return answer.body.decode().strip()
 
     def ask_for(self, seconds: float) -> None:
@@ -76,6 +83,7 @@ class Result:
     missed: int = 0  # edits that were never served
     requests: int = 0
     failed: int = 0
+    down_s: float = 0.0
 
     @property
     def target(self) -> int | None:
@@ -93,8 +101,8 @@ class Result:
         verdict = "-" if self.target is None else f"<= {self.target} {met(median(self.ms) <= self.target)}"
         worst = f"{max(self.ms, default=float('nan')):.0f}"
         saves = len(self.ms) + self.missed
-        failed = f"{self.failed / saves:.1f}"
-        return [*first, f"{median(self.ms):.0f}", worst, self.missed, failed, self.failed, self.requests, verdict]
+        failed, down = f"{self.failed / saves:.1f}", f"{self.down_s * 1000 / saves:.0f}"
+        return [*first, f"{median(self.ms):.0f}", worst, self.missed, failed, down, self.requests, verdict]
 
 
 def measure(system: System, saves: int) -> Result:
@@ -113,7 +121,7 @@ def measure(system: System, saves: int) -> Result:
                 else:
                     result.ms.append(seconds * 1000)
             client.ask_for(REST_S[0])
-            result.requests, result.failed = client.requests, client.failed
+            result.requests, result.failed, result.down_s = client.requests, client.failed, client.down_s
     except peers.SkippedError as why:
         result.skipped = f"SKIPPED: {why}"
     except Exception as error:  # the other systems are measured all the same
@@ -130,9 +138,10 @@ def main() -> int:
     words = parser.parse_args()
     systems = [make() for make in everything()]
     results = [measure(s, words.saves) for s in systems if words.only in f"{s.name}, {s.app}"]
-    head = ("system", "app", "ms", "worst", "edits lost", "failed/save", "failed", "requests", "target")
+    head = ("system", "app", "ms", "worst", "edits lost", "failed/save", "down ms/save", "requests", "target")
     title = f"Save to new code, one worker, median and worst of {words.saves} saves, a client asking all the time"
     notes = [
+        "failed: not answered whole with 200, of a request each millisecond; down: from the first such to the next answer",
         "ms: from the end of the write to the first answer of the new code",
         f"edits lost: not served within {NEVER_S:g} s of the save",
         f"heavy: imports numpy, pandas and aiohttp; {NODES.name}: node:http",
