@@ -134,7 +134,7 @@ def _serve(prepared: Prepared, arguments: argparse.Namespace, listeners: list[so
             raise CannotLoadError(own_traceback(error) + f"(in post_fork = {arguments.post_fork!r})\n") from None
     if prepared.app.kind == "wsgi" and record is not None:
         record.set("threads", arguments.threads)
-    asgi = _as_asgi3(prepared.app, arguments.threads)
+    asgi = _reloading(_as_asgi3(prepared.app, arguments.threads))
     prepared.counting.serve(asgi, _with_proxy_headers(prepared.config), record)
     loop = new_loop()
     asyncio.set_event_loop(loop)
@@ -200,6 +200,16 @@ def _as_asgi3(app: App, threads: int) -> Any:
 
         return ASGI2Middleware(app.call)
     return app.call
+
+
+def _reloading(asgi: Any) -> Any:
+    """With the script for open pages, where `deployer watch --browser` has asked for it."""
+    url = os.environ.get("DEPLOYER_RELOAD")
+    if not url:
+        return asgi
+    from .reload import Reload
+
+    return Reload(asgi, url, api.release() or "")
 
 
 def _claim(group: int) -> Record | None:
