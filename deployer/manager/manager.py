@@ -124,7 +124,7 @@ class Manager:
             driver=self.driver,
             commands=self.commands,
             requests=self._requests,
-            saves=Saves(store=store, catalog=self.catalog, layout=layout, used=self._used),
+            saves=Saves(store=store, catalog=self.catalog, layout=layout, used=self._used, warm=self.warm),
             root=str(layout.root),
             on_own_end=lambda: watched(self.stop()),
         )

@@ -1,4 +1,5 @@
-"""What saves leave on the disk and in state.db is bounded while a watch goes on, and goes when it ends."""
+"""What saves need and leave behind: quick commits and a warm template while a watch goes on; of their files, and of
+what state.db knows of them, only the last."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
+from deployer.manager.warm import Warm
 from deployer.osutil.tasks import watched
 from deployer.paths import Layout
 from deployer.releases import tree
@@ -24,8 +26,10 @@ log = structlog.get_logger()
 class Saves:
     """One removal at a time, in a thread; what comes meanwhile is looked at when it is over."""
 
-    def __init__(self, *, store: Store, catalog: Catalog, layout: Layout, used: Callable[[], Collection[str]]) -> None:
-        self._store, self._catalog, self._layout, self._used = store, catalog, layout, used
+    def __init__(
+        self, *, store: Store, catalog: Catalog, layout: Layout, used: Callable[[], Collection[str]], warm: Warm
+    ) -> None:
+        self._store, self._catalog, self._layout, self._used, self._warm = store, catalog, layout, used, warm
         self._removing = False
         self._due = False
         self._kept = KEPT
@@ -34,6 +38,7 @@ class Saves:
         """A watch begins."""
         self._store.hurry(on=True)
         self._kept = KEPT
+        self._warm_up()
 
     def tidy(self, rollout: Rollout) -> None:
         """A rollout of the watch is decided."""
@@ -41,13 +46,21 @@ class Saves:
             self._store.forget_rollouts(ROLLOUTS)
             self._catalog.forget_saves(ROLLOUTS)
             self._store.trim_events()
+        self._warm_up()
         self._remove()
 
     def end(self) -> None:
         """The watch is over: what serves stays."""
         self._store.hurry(on=False)
+        self._warm.want(None)
         self._kept = 0
         self._remove()
+
+    def _warm_up(self) -> None:
+        """The next save will be like what is live."""
+        live: str | None = self._store.get("release")
+        if live is not None:
+            self._warm.want(self._catalog.release(live))
 
     def _remove(self) -> None:
         self._due = True

@@ -141,7 +141,8 @@ def main() -> int:
     head = ("system", "app", "ms", "worst", "edits lost", "failed/save", "down ms/save", "requests", "target")
     title = f"Save to new code, one worker, median and worst of {words.saves} saves, a client asking all the time"
     notes = [
-        "failed: not answered whole with 200, asked each millisecond; down: from the first such request to the next answer",
+        "failed: not answered whole with 200, asked each millisecond",
+        "down: from the first such request to the next answer",
         "ms: from the end of the write to the first answer of the new code",
         f"edits lost: not served within {NEVER_S:g} s of the save",
         f"heavy: imports numpy, pandas and aiohttp; {NODES.name}: node:http",

@@ -1,8 +1,9 @@
 """A first look."""
 
 from __future__ import annotations
-from tests.integration.watch.watchkit import Child, tree
+
 from deployer.watch.protocol import Saved
+from tests.integration.watch.watchkit import tree
 
 
 def test_a_save_is_told_and_staged(watch, source):
