@@ -39,7 +39,7 @@ format: setup  ## format the code
 check: lint types  ## lint, types and the fast tests
 	$(BIN)/pytest tests/unit -q -n 2
 
-bench: setup  ## rollouts beside gunicorn, uvicorn, granian, PM2 and uWSGI; rollbacks; preload; staging; requests/s; fairness; memory, idle CPU
+bench: setup  ## rollouts beside gunicorn, uvicorn, granian, PM2 and uWSGI; rollbacks; preload; saves; staging; requests/s; fairness; memory, idle CPU
 	$(BIN)/python -m tests.bench
 
 bench-cli: setup  ## how long the quick commands take

@@ -63,6 +63,7 @@ class Loss:
     sent: int
     received: int
     pid: str  # of the worker that last answered on this connection, "" for a new one
+    port: int = 0  # our end of the connection: its server may have told whose it was; 0 of a unix socket, or of none
 
     def __str__(self) -> str:
         race = " [keep-alive race]" if self.keepalive_race else ""
@@ -242,6 +243,7 @@ class Connection:
         self._sock = sock
         self.answers = 0
         self.pid = ""
+        self.port: int = 0 if sock.family == socket.AF_UNIX else sock.getsockname()[1]
 
     @classmethod
     async def open(cls, address: str, limit: float) -> Self:
@@ -489,6 +491,7 @@ class Load:
                     sent=loss.sent,
                     received=loss.received,
                     pid=visitor.last_pid,
+                    port=visitor.port,
                 )
             )
             visitor.close()
@@ -569,6 +572,10 @@ class Visitor:
     @property
     def last_pid(self) -> str:
         return "" if self._connection is None else self._connection.pid
+
+    @property
+    def port(self) -> int:
+        return 0 if self._connection is None else self._connection.port
 
     def close(self) -> None:
         if self._connection is not None:

@@ -38,6 +38,11 @@ from deployer.wire.schema import (
     SettingsDiff,
     Status,
     StopRequest,
+    WatchAgain,
+    WatchBack,
+    WatchInfo,
+    WatchRequest,
+    WatchStop,
 )
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -92,7 +97,14 @@ class Api:
             e("GET", "/v1/diff", "Settings of two releases", self._diff, SettingsDiff, query=("old", "new")),
             e("POST", "/v1/plan/deploy", "What a deploy would do", self._plan_deploy, Plan, DeployRequest),
             e("POST", "/v1/plan/rollback", "What a rollback would do", self._plan_rollback, Plan, RollbackRequest),
-            e("GET", "/v1/rollouts", "Rollouts, newest first", self._rollouts, list[RolloutInfo], query=("limit",)),
+            e(
+                "GET",
+                "/v1/rollouts",
+                "Rollouts, newest first",
+                self._rollouts,
+                list[RolloutInfo],
+                query=("limit", "saves"),
+            ),
             e("GET", "/v1/rollouts/{id:int}", "One rollout", self._rollout, rollout),
             e(
                 "POST",
@@ -107,6 +119,10 @@ class Api:
             e("POST", "/v1/restart", "Replace all workers", self._restart, rollout, RestartRequest, status=made),
             e("POST", "/v1/scale", "Change the number of workers", self._scale, rollout, ScaleRequest, status=made),
             e("POST", "/v1/abort", "Stop the rollout and revert", self._abort, rollout, AbortRequest, status=made),
+            e("POST", "/v1/watch", "Put every save live", self._watch, WatchInfo, WatchRequest, status=made),
+            e("POST", "/v1/watch/stop", "End the watch", self._watch_stop, dict, WatchStop, status=made),
+            e("POST", "/v1/watch/again", "Deploy what is on disk", self._watch_again, rollout, WatchAgain, status=made),
+            e("POST", "/v1/watch/back", "Back to the save before", self._watch_back, rollout, WatchBack, status=made),
             e("POST", "/v1/stop", "Retire all workers and end", self._stop, dict, StopRequest, status=made),
             e(
                 "GET",
@@ -150,7 +166,7 @@ class Api:
         return answer(self._manager.planner.rollback(await body(request, RollbackRequest)))
 
     async def _rollouts(self, request: Request) -> Response:
-        return answer(self._manager.views.rollouts(number(request, "limit") or 20))
+        return answer(self._manager.views.rollouts(number(request, "limit") or 20, saves=flag(request, "saves")))
 
     async def _rollout(self, request: Request) -> Response:
         return answer(self._known(request.path_params["id"]))
@@ -216,6 +232,20 @@ class Api:
         log.info("manager.stop_asked", who=wanted.who, now=wanted.now)
         watched(self._manager.stop(now=wanted.now))
         return answer({}, 202)
+
+    async def _watch(self, request: Request) -> Response:
+        return answer(self._manager.watches.start(await body(request, WatchRequest)), 202)
+
+    async def _watch_stop(self, request: Request) -> Response:
+        wanted = await body(request, WatchStop)
+        self._manager.watches.stop(f"{wanted.who} ended it")
+        return answer({}, 202)
+
+    async def _watch_again(self, request: Request) -> Response:
+        return answer(self._manager.watches.again((await body(request, WatchAgain)).who), 202)
+
+    async def _watch_back(self, request: Request) -> Response:
+        return answer(self._manager.watches.back((await body(request, WatchBack)).who), 202)
 
     # The page of this API
 

@@ -15,12 +15,14 @@ from deployer.config.model import Config
 from deployer.errors import BusyError, DeployerError, Exit
 from deployer.manager.driver import Driver
 from deployer.manager.hooks import Hooks
+from deployer.manager.occasion import Occasion
 from deployer.manager.queue import Queue, Waiting
-from deployer.manager.requests import Requests, label, origin, policy
+from deployer.manager.requests import Requests, Source, label, origin, policy, refuse_to_watch
 from deployer.manager.supervisor import Supervisor
 from deployer.manager.templates import Templates, standby_seconds
 from deployer.manager.views import Views
 from deployer.releases.catalog import Catalog
+from deployer.releases.request import Development
 from deployer.rollout.events import Failure
 from deployer.rollout.machine import PAST_TURNING, Kind, Phase, Rollout
 from deployer.state.store import Store
@@ -57,8 +59,19 @@ class Commands:
         self._store, self._catalog, self._driver, self._supervisor = store, catalog, driver, supervisor
         self._views, self._queue, self._requests, self._hooks = views, queue, requests, hooks
         self.on_staging: Callable[[], None] = lambda: None
+        self.is_watched: Callable[[], bool] = lambda: False  # by `deployer watch`
+        self.on_command: Callable[[], None] = lambda: None  # somebody decides what is to be live
+        self.on_deploy: Callable[[int, DeployRequest, Source], None] = lambda number, request, source: None
+
+    @property
+    def is_engaged(self) -> bool:
+        """Is it nobody else's turn: others wait, or the supervisor stops?"""
+        return self._supervisor.stopping or bool(self._queue.numbers())
 
     def deploy(self, request: DeployRequest) -> RolloutInfo:
+        if request.watch and self.is_watched():
+            cause = "one watch at a time, and saves go live by that one"
+            raise BusyError("`deployer watch` runs already", cause=cause, hint="deployer deploy, without --watch")
         return self._once(request, lambda: self._take_turn(Kind.DEPLOY, request))
 
     def rollback(self, request: RollbackRequest) -> RolloutInfo:
@@ -75,14 +88,15 @@ class Commands:
         number, rollout = request.rollout, self._driver.rollout
         if number is not None and self._queue.place(number) is not None:
             self._queue.drop(number, Failure(reason="aborted", what=f"taken out of the queue by {request.who}"))
-            return self._info(number)
+            return self.info(number)
         if rollout is None or (number is not None and (request.waiting or number != rollout.id)):
             what = "no rollout is running" if number is None else f"rollout {number} is not running, nor does it wait"
             raise DeployerError(what, hint="deployer status", exit_code=Exit.OK, reason="nothing_to_abort")
         if rollout.phase in PAST_TURNING:
             raise BusyError("too late to abort: the new release is being promoted", hint="deployer rollback")
+        self.on_command()
         self._driver.abort(request.who)
-        return self._info(rollout.id)
+        return self.info(rollout.id)
 
     # Turns
 
@@ -92,7 +106,7 @@ class Commands:
             return do()
         known = self._store.row("SELECT id FROM rollouts WHERE command = ?", request.key)
         if known is not None:
-            return self._info(known["id"])
+            return self.info(known["id"])
         with self._store.transaction():
             info = do()
             self._store.update("rollouts", "id", info.id, command=request.key)
@@ -118,7 +132,7 @@ class Commands:
     def _take_turn(self, kind: Kind, request: Waiting) -> RolloutInfo:
         self._refuse_if_stopping()
         if self._driver.rollout is None and not self._queue.numbers():
-            return self._info(self._begin(kind, request))
+            return self.info(self._begin(kind, request))
         if not (request.queue or request.supersede):
             self._refuse_if_busy()
         self._check(request)
@@ -129,12 +143,13 @@ class Commands:
             number = self._queue.add(kind, request, behind=behind)
         if request.supersede:
             self._supersede_running(request.who)
-        return self._info(number)
+        return self.info(number)
 
     def _check(self, request: Waiting) -> None:
         """What is wrong already is told now, and not when its turn comes. Raises DeployerError."""
         if isinstance(request, DeployRequest):
-            self._requests.source(request, self._requests.reload())
+            loaded = self._requests.reload()
+            refuse_to_watch(request, self._requests.source(request, loaded))
         elif request.release or request.commit:
             self.target(request, None)
 
@@ -157,34 +172,61 @@ class Commands:
     # Beginnings. `number` is that of a rollout that waited.
 
     def _begin(self, kind: Kind, request: Waiting, number: int | None = None) -> int:
+        self.on_command()
         if isinstance(request, DeployRequest):
-            return self._begin_deploy(request, number)
-        return self._begin_rollback(request, number)
+            return self.begin_deploy(request, number)
+        return self.begin_rollback(request, number)
 
-    def _begin_deploy(self, request: DeployRequest, number: int | None) -> int:
+    def begin_deploy(
+        self,
+        request: DeployRequest,
+        number: int | None = None,
+        *,
+        occasion: Occasion | None = None,
+        development: Development | None = None,
+        workers: int | None = None,
+    ) -> int:
+        """`development`: it is for a save, which goes live at once when it comes up. `workers`: how many there are to
+        be where nothing is live yet."""
         loaded = self._requests.reload()
         source = self._requests.source(request, loaded)
+        refuse_to_watch(request, source)
         self.on_staging()
+        knobs = policy(loaded.config, watch=request.watch)
         with self._store.transaction():
+            count, next_count = self.count_for(loaded.config)
+            if workers is not None and self._store.get("count") is None:
+                count = next_count = workers
+            if development is not None:
+                knobs = msgspec.structs.replace(knobs, soak=False, batch=count, hold=False)
             name = self._catalog.open(
-                source=label(source), origin=origin(source), who=request.who, message=request.message
+                source=label(source),
+                origin=origin(source),
+                who=request.who,
+                message=request.message,
+                dev=development is not None,
             )
             stage = self._requests.stage(request, loaded, source, name)
             self._store.put("next_config", msgspec.to_builtins(loaded.config))
-            count, next_count = self.count_for(loaded.config)
             self._store.put("next_count", next_count)
-            return self._driver.start(
+            begun = self._driver.start(
                 Kind.DEPLOY,
                 number=number,
-                request=msgspec.to_builtins(stage),
+                occasion=occasion,
+                request=msgspec.to_builtins(msgspec.structs.replace(stage, development=development)),
                 who=request.who,
                 message=request.message,
                 slots=range(1, count + 1),
-                policy=policy(loaded.config),
+                policy=knobs,
                 previous=self._supervisor.promoted,
             )
+        if knobs.hold:
+            self.on_deploy(begun, request, source)
+        return begun
 
-    def _begin_rollback(self, request: RollbackRequest, number: int | None) -> int:
+    def begin_rollback(
+        self, request: RollbackRequest, number: int | None = None, *, occasion: Occasion | None = None
+    ) -> int:
         live: str | None = self._store.get("release")
         name = self.target(request, live)
         if name == live:
@@ -198,6 +240,7 @@ class Commands:
         return self._driver.start(
             Kind.ROLLBACK,
             number=number,
+            occasion=occasion,
             request={"release": name},
             who=request.who,
             message=request.message,
@@ -257,14 +300,14 @@ class Commands:
 
     def _start(self, kind: Kind, **arguments: Any) -> RolloutInfo:
         arguments.setdefault("previous", self._supervisor.promoted)
-        return self._info(self._driver.start(kind, **arguments))
+        return self.info(self._driver.start(kind, **arguments))
 
     def _unchanged(self, kind: Kind, who: str, message: str | None, *, done: bool) -> RolloutInfo:
         """A finished rollout that had nothing to roll."""
         with self._store.transaction():
-            return self._info(self._driver.record_unchanged(kind, who=who, message=message, done=done))
+            return self.info(self._driver.record_unchanged(kind, who=who, message=message, done=done))
 
-    def _info(self, number: int) -> RolloutInfo:
+    def info(self, number: int) -> RolloutInfo:
         info = self._views.rollout(number)
         assert info is not None
         return info
@@ -280,7 +323,7 @@ class Commands:
             if self._queue.numbers():
                 raise BusyError("other rollouts wait for their turn", hint="deployer status")
             return
-        info = self._info(rollout.id)
+        info = self.info(rollout.id)
         since = time.strftime("%H:%M:%S", time.localtime(info.started_at))
         name = f"{info.kind} {info.release or ''}".strip()
         if rollout.phase is Phase.HELD:
@@ -300,7 +343,7 @@ class Commands:
     def count_for(self, config: Config) -> tuple[int, int | None]:
         """(slots to roll, what `count` becomes at promotion or None). What `scale` said stays, until deployer.toml
         itself says something new."""
-        wanted = usable_cpus() if config.worker.count == "auto" else config.worker.count
+        wanted = _configured(config)
         if self._store.get("count") is None or self._store.get("config_count") != wanted:
             return wanted if self._store.get("count") is None else min(wanted, self._supervisor.count), wanted
         return self._supervisor.count, None
@@ -320,11 +363,16 @@ class Commands:
         self._store.put("promoted", rollout.target)
         self._store.put("release", rollout.release)
         if rollout.kind is Kind.DEPLOY:
-            self._store.put("config", self._store.get("next_config"))
+            config = self._store.get("next_config")
+            self._store.put("config", config)
             wanted = self._store.get("next_count")
             if wanted is not None:
                 self._store.put("count", wanted)
-                self._store.put("config_count", wanted)
+                self._store.put("config_count", _configured(msgspec.convert(config, Config)))
+
+
+def _configured(config: Config) -> int:
+    return usable_cpus() if config.worker.count == "auto" else config.worker.count
 
 
 def usable_cpus() -> int:

@@ -13,10 +13,12 @@ import structlog
 
 from deployer.clock import uptime
 from deployer.manager.hooks import Hooks
+from deployer.manager.occasion import Occasion
 from deployer.manager.soak import newest
+from deployer.manager.staging import stage
 from deployer.manager.supervisor import Supervisor
 from deployer.manager.templates import Templates
-from deployer.manager.work import CleanUp, Job, Work, nothing_to_clean_up
+from deployer.manager.work import CleanUp, Job, StageBy, Work, nothing_to_clean_up
 from deployer.osutil.tasks import watched
 from deployer.paths import Layout
 from deployer.releases.catalog import Catalog
@@ -58,9 +60,11 @@ class Driver:
         listeners: tuple[Listener, ...],
         on_promoted: Callable[[Rollout], None],
         on_finished: Callable[[], object],
+        on_decided: Callable[[Rollout], object] = lambda rollout: None,
         templates: Templates,
         hooks: Hooks,
         clean_up: CleanUp = nothing_to_clean_up,
+        stage_by: StageBy = stage,
     ) -> None:
         self._store, self._catalog, self._pool, self._supervisor = store, catalog, pool, supervisor
         self._hooks, self._templates = hooks, templates
@@ -73,8 +77,9 @@ class Driver:
             templates=templates,
             hooks=hooks,
             clean_up=clean_up,
+            stage_by=stage_by,
         )
-        self._on_promoted, self._on_finished = on_promoted, on_finished
+        self._on_promoted, self._on_finished, self._on_decided = on_promoted, on_finished, on_decided
         self._job: asyncio.Task[None] | None = None
         self._jobs: set[asyncio.Task[None]] = set()  # that one, and those that were cancelled and take their leave
         self._deadline: asyncio.TimerHandle | None = None
@@ -95,10 +100,11 @@ class Driver:
         who: str,
         message: str | None,
         number: int | None = None,
+        occasion: Occasion | None = None,
         **machine: Any,
     ) -> int:
         """Journal a rollout and begin it; `machine` goes to `rollout.machine.begin`. `number`: one that waited."""
-        previous = self._store.get("release")
+        previous, told = self._store.get("release"), _told(occasion)
         with self._store.transaction():
             number = self._record(
                 number,
@@ -110,6 +116,7 @@ class Driver:
                 who=who,
                 message=message,
                 started_at=time.time(),
+                watch=told["watch"],
             )
             machine.setdefault("target", number)
             rollout = begin(number, kind, **machine)
@@ -123,6 +130,7 @@ class Driver:
                 slots=sorted(rollout.slots),
                 who=who,
                 message=message,
+                **told,
             )
             self._store.emit("rollout.phase", phase=rollout.phase)
         log.info("rollout.started", rollout=number, kind=kind, release=rollout.release, who=who)
@@ -222,6 +230,8 @@ class Driver:
                 self._finish_row(after)
         log.info("rollout.fact", rollout=after.id, fact=type(fact).__name__, phase=after.phase)
         self._supervisor.rollout = after
+        if over and not last_words:
+            self._on_decided(after)
         if last_words:
             self._begin_job(self._last_words(after))
         elif after.phase in FINAL:
@@ -376,6 +386,7 @@ class Driver:
             self._save(rollout)
             self._finish_row(rollout)
         self._supervisor.rollout = rollout
+        self._on_decided(rollout)
         if rollout.phase in FINAL:
             self._leave()
 
@@ -390,6 +401,13 @@ class Driver:
             limit = self._store.get("config")["rollout"]["deadline"]
             what = f"the rollout was not done within [rollout] deadline = {limit}"
             self.apply(DeadlinePassed(failure=Failure(reason="deadline", what=what, cause=f"it was {rollout.phase}")))
+
+
+def _told(occasion: Occasion | None) -> dict[str, Any]:
+    """What `rollout.started` says of a save."""
+    if occasion is None:
+        return {"watch": None, "files": [], "saved_at": None, "fixes": None}
+    return msgspec.structs.asdict(occasion)
 
 
 def problem_of(rollout: Rollout) -> Problem | None:

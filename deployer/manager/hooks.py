@@ -28,7 +28,8 @@ from deployer.manager.hookprocess import SHELL, End, HookProcess, end_inherited
 from deployer.osutil.process import describe_exit
 from deployer.paths import Layout
 from deployer.releases.process import KEPT_PREFIXES
-from deployer.releases.release import Release
+from deployer.releases.release import Release, is_dev
+from deployer.releases.request import StageRequest
 from deployer.rollout.events import Failure
 from deployer.rollout.machine import Policy, Rollout, outcome
 from deployer.state.store import Store
@@ -69,10 +70,16 @@ class Place:
     config: Config
     directory: Path
     release: Release | None = None
+    silent: bool = False  # a save: hooks are for releases
 
     @classmethod
     def of(cls, release: Release) -> Place:
-        return cls(release.config, release.directory, release)
+        return cls(release.config, release.directory, release, is_dev(release.name))
+
+    @classmethod
+    def before(cls, request: StageRequest) -> Place:
+        """Of a release that is still to be made."""
+        return cls(request.host_config, Path(request.directory), silent=request.development is not None)
 
 
 class Hooks:
@@ -84,6 +91,8 @@ class Hooks:
 
     def find(self, stage: Stage, place: Place) -> list[Hook]:
         """Those there are, in the order in which they run."""
+        if place.silent:
+            return []
         own = self._layout.hooks / stage
         found = [_executable(stage, own, self._shown(own))]
         command: str | None = getattr(place.config.hooks, stage)

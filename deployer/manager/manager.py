@@ -27,9 +27,12 @@ from deployer.manager.monitor import Monitor
 from deployer.manager.planning import Planner
 from deployer.manager.queue import Queue
 from deployer.manager.requests import Requests
+from deployer.manager.saves import Saves
 from deployer.manager.supervisor import Supervisor
 from deployer.manager.templates import Templates
 from deployer.manager.views import Views
+from deployer.manager.warm import Warm
+from deployer.manager.watches import Watches
 from deployer.osutil.tasks import watched
 from deployer.paths import Layout
 from deployer.releases.catalog import Catalog
@@ -63,6 +66,7 @@ class Manager:
         )
         self.supervisor = Supervisor(store=store, catalog=self.catalog, pool=self.pool, listeners=listeners)
         self.templates = Templates(store=store, catalog=self.catalog, pool=self.pool, supervisor=self.supervisor)
+        self.warm = Warm(store=store, pool=self.pool, supervisor=self.supervisor)
         self.cleanup = CleanUp(catalog=self.catalog, layout=layout, used=self._used)
         hooks = Hooks(store=store, layout=layout, base_env=base_env, config_file=loaded.path)
         self.driver = Driver(
@@ -74,9 +78,11 @@ class Manager:
             listeners=listeners,
             on_promoted=lambda rollout: self.commands.on_promoted(rollout),
             on_finished=self._on_finished,
+            on_decided=lambda rollout: self.watches.on_decided(rollout),
             templates=self.templates,
             hooks=hooks,
             clean_up=self._clean_up,
+            stage_by=lambda request, tell: self.watches.stage(request, tell),
         )
         self._queue = Queue(store)
         self.views = Views(
@@ -89,6 +95,7 @@ class Manager:
             listeners=listeners,
             queue=self._queue,
             templates=self.templates,
+            watch=lambda: self.watches.info(),
         )
         self._requests = Requests(config_path=loaded.path, store=store, layout=layout, catalog=self.catalog)
         self.commands = Commands(
@@ -111,7 +118,21 @@ class Manager:
             cleanup=self.cleanup,
             commands=self.commands,
         )
+        self.watches = Watches(
+            store=store,
+            catalog=self.catalog,
+            driver=self.driver,
+            commands=self.commands,
+            requests=self._requests,
+            saves=Saves(store=store, catalog=self.catalog, layout=layout, used=self._used, warm=self.warm),
+            root=str(layout.root),
+            on_own_end=lambda: watched(self.stop()),
+        )
+        self.supervisor.on_death = self.watches.on_death
         self.commands.on_staging = self.planner.give_way
+        self.commands.on_command = self.watches.disarm
+        self.commands.on_deploy = self.watches.arm
+        self.commands.is_watched = self.watches.is_dev
         self.drains = Drains(store, self.pool)
         self.monitor = Monitor(self.pool, listeners, self.supervisor.condemn)
         self.hygiene = Hygiene(store=store, pool=self.pool, supervisor=self.supervisor)
@@ -143,6 +164,7 @@ class Manager:
         self.supervisor.wake()
         self.store.emit("manager.started", pid=os.getpid(), adopted=adopted, resumed=resumed)
         self.commands.next()
+        self.watches.resume()
         return adopted, resumed
 
     def _live_health(self) -> Health | None:
@@ -175,6 +197,7 @@ class Manager:
         if rollout is not None and rollout.phase not in (*PAST_TURNING, Phase.REVERTING):
             self.driver.abort_now("deployer down")
         self.supervisor.stopping = True
+        self.watches.stop("the supervisor is being stopped")
         self.commands.send_away()
         self.store.put("stopping", True)  # a manager that is killed now is followed by one that goes on stopping
         self.driver.halt()
@@ -230,4 +253,8 @@ class Manager:
     def _on_finished(self) -> None:
         watched(self._back_up())
         watched(self._clean_up_failed())
-        asyncio.get_running_loop().call_soon(self.commands.next)
+        asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self.commands.next()
+        self.watches.advance()

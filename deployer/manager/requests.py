@@ -54,6 +54,18 @@ class Requests:
             )
         return loaded
 
+    @property
+    def directory(self) -> Path:
+        """Of deployer.toml: what its paths are relative to."""
+        return self._config_path.parent
+
+    def config(self) -> Config:
+        """deployer.toml as it is now, or, where that is no good, as it was at the last promotion."""
+        try:
+            return load(self._config_path).config
+        except ConfigError:
+            return msgspec.convert(self._store.get("config"), Config)
+
     def source(self, request: DeployRequest, loaded: Loaded) -> Source:
         """What the command names, else `[source]`, else the directory of deployer.toml."""
         if request.env_only:
@@ -115,13 +127,26 @@ def origin(source: Source) -> str:
     return f"{type(source).__name__.lower()} {label(source)}"
 
 
-def policy(config: Config) -> Policy:
+def refuse_to_watch(request: DeployRequest, source: Source) -> None:
+    """A fix can be waited for only where somebody edits."""
+    if request.watch and not isinstance(source, Directory):
+        raise DeployerError(
+            "only a directory can be watched for a fix",
+            cause=f"the source is {label(source)}",
+            hint="deploy without --watch, or: deployer deploy --watch --path DIR",
+            exit_code=Exit.USAGE,
+            reason="usage",
+        )
+
+
+def policy(config: Config, *, watch: bool = False) -> Policy:
+    """`watch`: a fix is waited for, beside what failed."""
     rollout = config.rollout
     return Policy(
         preflight=rollout.preflight or config.worker.preload,  # which makes the template
         soak=parse_duration(rollout.soak) > 0,
         batch=rollout.batch,
-        hold=rollout.on_failure == "hold",
+        hold=watch or rollout.on_failure == "hold",
     )
 
 

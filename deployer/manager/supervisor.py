@@ -34,6 +34,7 @@ class Supervisor:
         self.rollout: Rollout | None = None
         self.on_fact: Callable[[AnyFact], None] = lambda fact: None
         self.on_template_exit: Callable[[Worker], None] = lambda worker: None
+        self.on_death: Callable[[Worker], None] = lambda worker: None  # of one that no rollout has to judge
         self.after_look: Callable[[], None] = lambda: None
         self.awaits_template: Callable[[str], bool] = lambda release: False
         self.stopping = False
@@ -180,9 +181,10 @@ class Supervisor:
         else:
             self._early_deaths.pop((worker.slot, worker.generation), None)
         self._restore_failed(worker, verdict.failure_of_exit(worker))
+        self.on_death(worker)
 
     def _on_never_ready(self, worker: Worker, failure: Failure) -> None:
-        if worker.slot == TEMPLATE_SLOT:
+        if worker.forks:
             self._pool.retire(worker, now=True)
         if not worker.in_slot:
             return  # the preflight looks after its own

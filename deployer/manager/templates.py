@@ -8,13 +8,12 @@ on its own, as without `preload`.
 from __future__ import annotations
 
 import asyncio
-import time
 
 import structlog
 
 from deployer.clock import uptime
 from deployer.manager import verdict
-from deployer.manager.reconcile import backoff
+from deployer.manager.retries import Retries
 from deployer.manager.supervisor import Supervisor
 from deployer.releases.catalog import Catalog
 from deployer.releases.release import Release
@@ -26,8 +25,6 @@ from deployer.wire.schema import TEMPLATE_SLOT
 from deployer.workers.pool import Pool
 from deployer.workers.worker import State, Worker
 
-STABLE_S = 10.0  # a template that lived as long died of something else than its start
-
 log = structlog.get_logger()
 
 
@@ -37,8 +34,7 @@ class Templates:
     def __init__(self, *, store: Store, catalog: Catalog, pool: Pool, supervisor: Supervisor) -> None:
         self._store, self._catalog, self._pool, self._supervisor = store, catalog, pool, supervisor
         self._preparing: str | None = None
-        self._deaths: dict[str, int] = {}
-        self._not_before: dict[str, float] = {}
+        self._retries = Retries()
         self._timer: asyncio.TimerHandle | None = None
         supervisor.after_look = self.look
         supervisor.awaits_template = self.is_importing
@@ -123,7 +119,7 @@ class Templates:
         """Is its template about to be ready, for the first time? One that died before is not waited for."""
         self.look()
         template = self._of(release)
-        return template is not None and template.state is State.STARTING and release not in self._deaths
+        return template is not None and template.state is State.STARTING and release not in self._retries
 
     # Which there should be, and that they are there
 
@@ -160,7 +156,7 @@ class Templates:
         return next(mine, None)
 
     def _start(self, name: str, generation: int) -> None:
-        wait = self._not_before.get(name, 0.0) - time.monotonic()
+        wait = self._retries.wait_s(name)
         if wait > 0:
             asyncio.get_running_loop().call_later(wait, self._supervisor.wake)
             return
@@ -168,7 +164,7 @@ class Templates:
             self._pool.spawn_template(generation, self._catalog.release(name))
         except OSError as error:
             log.error("template.spawn_failed", release=name, error=str(error))
-            self._count_death(name)
+            self._retries.died(name)
 
     def _wake_at_the_end_of_standby(self) -> None:
         if self._timer is not None:
@@ -186,13 +182,7 @@ class Templates:
         if retired or not template.ran or template.release.name in self.unsafe:
             return
         log.warning("template.died", release=template.release.name, pid=template.pid, exit=template.exit)
-        if uptime() - template.spawned_at > STABLE_S:
-            self._deaths.pop(template.release.name, None)
-        self._count_death(template.release.name)
-
-    def _count_death(self, release: str) -> None:
-        deaths = self._deaths[release] = self._deaths.get(release, 0) + 1
-        self._not_before[release] = time.monotonic() + max(0.5 if deaths > 1 else 0.0, backoff(deaths))
+        self._retries.died(template.release.name, template.spawned_at)
 
     def _on_unsafe(self, template: Worker, what: str) -> None:
         """Its workers boot on their own from now on, and it is of no use. The next manager does not try again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -21,9 +22,8 @@ from deployer.manager.traffic import Traffics
 from deployer.osutil.process import descendants
 from deployer.paths import Layout
 from deployer.rollout.machine import Rollout
-from deployer.state.store import Store
+from deployer.state.store import OF_SAVE, Store
 from deployer.wire.schema import (
-    TEMPLATE_SLOT,
     KeeperInfo,
     ManagerInfo,
     Recycled,
@@ -31,6 +31,7 @@ from deployer.wire.schema import (
     Status,
     TemplateInfo,
     Traffic,
+    WatchInfo,
     WorkerInfo,
 )
 from deployer.workers import cut
@@ -53,8 +54,9 @@ class Views:
         listeners: tuple[Listener, ...],
         queue: Queue,
         templates: Templates,
+        watch: Callable[[], WatchInfo | None],
     ) -> None:
-        self._queue, self._templates = queue, templates
+        self._queue, self._templates, self._watch = queue, templates, watch
         self._store, self._pool, self._supervisor, self._keeper = store, pool, supervisor, keeper
         self._layout, self._config_file, self._listeners = layout, config_file, listeners
         self._started = time.monotonic()
@@ -76,6 +78,7 @@ class Views:
             root=str(self._layout.root),
             templates=[self._template(template) for template in self._templates.running()],
             queued=[info for number in self._queue.numbers() if (info := self.rollout(number)) is not None],
+            watch=self._watch(),
         )
 
     def manager(self) -> ManagerInfo:
@@ -87,8 +90,10 @@ class Views:
         row = self._store.row("SELECT * FROM rollouts WHERE id = ?", number)
         return None if row is None else self._info(row, self._queue.place(number))
 
-    def rollouts(self, limit: int) -> list[RolloutInfo]:
-        rows = self._store.rows("SELECT * FROM rollouts ORDER BY id DESC LIMIT ?", limit)
+    def rollouts(self, limit: int, *, saves: bool = False) -> list[RolloutInfo]:
+        """Newest first; those of saves are none, unless `saves` are asked for too."""
+        query = f"SELECT * FROM rollouts WHERE ? OR {OF_SAVE} IS NOT TRUE ORDER BY id DESC LIMIT ?"  # noqa: S608
+        rows = self._store.rows(query, saves, limit)
         return [self._info(row, self._queue.place(row["id"])) for row in rows]
 
     def rollouts_of(self, release: str) -> list[RolloutInfo]:
@@ -102,7 +107,7 @@ class Views:
 
     def _workers(self) -> list[WorkerInfo]:
         """By slot; a slot with no worker is shown too."""
-        alive = [w for w in self._pool.workers.values() if w.exit is None and w.slot != TEMPLATE_SLOT]
+        alive = [w for w in self._pool.workers.values() if w.exit is None and not w.forks]
         keys = [(worker.pid, worker.ticks) for worker in alive if worker.release.config.worker.app is not None]
         traffic = self._traffics.of(self._pool.board.rows(), keys, time.monotonic()) if keys else {}
         infos = [self._worker(worker, traffic.get((worker.pid, worker.ticks))) for worker in alive]
@@ -199,4 +204,5 @@ def _rollout(row: sqlite3.Row, place: int | None, draining: int) -> RolloutInfo:
         place=place,
         cut=cut.decoded(row["cut"]),
         draining=draining,
+        watch=row["watch"],
     )

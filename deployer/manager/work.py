@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,12 +14,11 @@ from deployer.errors import DiskError
 from deployer.manager import preflight
 from deployer.manager.hooks import Hooks, Place, Stage
 from deployer.manager.soak import Soak
-from deployer.manager.staging import stage
 from deployer.manager.templates import Templates
 from deployer.paths import Layout
 from deployer.releases import current, tree
 from deployer.releases.catalog import Catalog, NoSuchReleaseError
-from deployer.releases.release import Release
+from deployer.releases.release import Release, is_dev
 from deployer.releases.request import StageRequest, StageResult
 from deployer.rollout.events import (
     AnyFact,
@@ -50,6 +48,8 @@ log = structlog.get_logger()
 
 Job = Callable[[Rollout], Coroutine[Any, Any, AnyFact]]
 CleanUp = Callable[[], Awaitable[list[str]]]
+StageBy = Callable[[StageRequest, Callable[[str], None]], Awaitable[StageResult | Problem]]
+"""Makes what a request asks for, and tells of its progress."""
 
 
 async def nothing_to_clean_up() -> list[str]:
@@ -70,8 +70,9 @@ class Work:
         templates: Templates,
         hooks: Hooks,
         clean_up: CleanUp,
+        stage_by: StageBy,
     ) -> None:
-        self._templates = templates
+        self._templates, self._stage_by = templates, stage_by
         self._store, self._catalog, self._pool, self._layout = store, catalog, pool, layout
         self._listeners, self._hooks, self._clean_up = listeners, hooks, clean_up
 
@@ -92,12 +93,11 @@ class Work:
             assert rollout.release is not None
             return await self._prepared(rollout, rollout.release)
         request = self.request(rollout)
-        before = Place(request.host_config, Path(request.directory))
-        if failures := await self._hooks.run(Stage.BEFORE_STAGE, rollout, before, name=request.name):
+        if failures := await self._hooks.run(Stage.BEFORE_STAGE, rollout, Place.before(request), name=request.name):
             return StagingFailed(failure=failures[0])
         self._hooks.forget(rollout, Stage.AFTER_BUILD)
         tree.remove(self._layout.release(request.name))  # whole, but its manager died before it could say so
-        result = await stage(request, lambda text: self._store.emit("release.progress", text=text))
+        result = await self._stage_by(request, lambda text: self._store.emit("release.progress", text=text))
         if isinstance(result, Problem):
             return StagingFailed(failure=_failure(result))
         if result.outcome == "same":
@@ -193,7 +193,7 @@ class Work:
 
     async def _finish(self, rollout: Rollout) -> AnyFact:
         """The new release is live, whatever happens here."""
-        if rollout.kind not in HOOKED:
+        if rollout.kind not in HOOKED or is_dev(self._name(rollout)):
             return Finished()
         stage = Stage.AFTER_ROLLBACK if rollout.kind is Kind.ROLLBACK else Stage.AFTER_ROLLOUT
         failures = await self._hooks.run(stage, rollout, self._place(rollout))
@@ -213,8 +213,7 @@ class Work:
         try:
             release = self._catalog.release(name)
         except NoSuchReleaseError:  # it was never staged
-            request = self.request(rollout)
-            return Place(request.host_config, Path(request.directory))
+            return Place.before(self.request(rollout))
         return Place.of(release)
 
     def _name(self, rollout: Rollout) -> str:

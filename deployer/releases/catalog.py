@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -15,15 +16,19 @@ from deployer.config.model import Config
 from deployer.errors import DeployerError, Exit
 from deployer.paths import Layout
 from deployer.releases import envs, settings, tree
-from deployer.releases.release import Release
+from deployer.releases.release import DEV, Release, named
 from deployer.releases.request import Again, StageResult
 from deployer.releases.retention import Kept
 from deployer.state.store import Store
 from deployer.wire.schema import Changes, ReleaseDetail, ReleaseInfo, RolloutInfo
 
 SHORTEST_COMMIT = 4
+_NAME = re.compile(rf"(v|{DEV})([0-9]+)", re.ASCII)
 _GONE = "(state = 'failed' AND config IS NULL) OR removed_at IS NOT NULL"
-_PROMOTED = "SELECT * FROM releases WHERE promoted_at IS NOT NULL AND removed_at IS NULL ORDER BY promoted_at DESC"
+_PROMOTED = (
+    "SELECT * FROM releases WHERE number > 0 AND promoted_at IS NOT NULL AND removed_at IS NULL "
+    "ORDER BY promoted_at DESC"
+)
 
 
 class NoSuchReleaseError(DeployerError):
@@ -41,15 +46,24 @@ class Catalog:
 
     # A release's life
 
-    def open(self, *, source: str, origin: str, who: str, message: str | None) -> str:
-        """A new name, v1, v2, ...; in the database before anything is on disk. `origin`: what was asked for."""
+    def open(self, *, source: str, origin: str, who: str, message: str | None, dev: bool = False) -> str:
+        """A new name, v1, v2, ..., or of a save (`dev`) dev-1, dev-2, ...; in the database before anything is on disk.
+        `origin`: what was asked for."""
         values: dict[str, Any] = {"state": "staging", "source": source, "origin": origin, "who": who}
         values |= {"message": message, "staged_at": time.time()}
-        newest = max((_number(path.name) for path in self._on_disk()), default=0)
+        if dev:
+            return named(self._store.insert("releases", number=self._next_save(), **values))
+        newest = max(self._on_disk(), default=0)
         row = self._store.row("SELECT coalesce(max(seq), 0) AS seq FROM sqlite_sequence WHERE name = 'releases'")
         if row is not None and newest > row["seq"]:  # state.db was lost or put back: what is on disk keeps its name
             values["number"] = newest + 1
-        return f"v{self._store.insert('releases', **values)}"
+        return named(self._store.insert("releases", **values))
+
+    def _next_save(self) -> int:
+        """Rows of saves do not stay, and no name is used again: the last number is kept by itself."""
+        number = min([self._store.get("last_save", 0), *self._on_disk()], default=0) - 1
+        self._store.put("last_save", number)
+        return number
 
     def staged(self, result: StageResult) -> None:
         self._update(
@@ -83,7 +97,11 @@ class Catalog:
         forward again left nothing bad behind."""
         if previous is not None and previous != name:
             back = back and _number(previous) > _number(name)
-            self._update(previous, state="reverted" if back else "superseded")
+            self._store.execute(
+                "UPDATE releases SET state = ? WHERE number = ? AND state != 'bad'",  # a save that crashed once live
+                "reverted" if back else "superseded",
+                _number(previous),
+            )
         self._update(name, state="live", promoted_at=time.time(), reason=None)
 
     def sweep(self) -> list[OSError]:
@@ -93,7 +111,7 @@ class Catalog:
         faults = []
         for row in self._store.rows(f"SELECT number FROM releases WHERE {_GONE}"):  # noqa: S608
             try:
-                tree.remove(self._layout.release(f"v{row['number']}"))
+                tree.remove(self._layout.release(named(row["number"])))
             except OSError as error:
                 faults.append(error)
         return faults
@@ -114,25 +132,48 @@ class Catalog:
     def condemned(self) -> list[str]:
         """Releases that retention took and whose files are there all the same: nobody could remove them yet."""
         rows = self._store.rows("SELECT number FROM releases WHERE removed_at IS NOT NULL ORDER BY number")
-        names = [f"v{row['number']}" for row in rows]
+        names = [named(row["number"]) for row in rows]
         return [name for name in names if any(map(os.path.lexists, tree.places(self._layout.release(name))))]
 
     def kept(self) -> list[Kept]:
-        """Every release whose files are there, for retention to judge."""
-        rows = self._store.rows("SELECT * FROM releases WHERE removed_at IS NULL ORDER BY number")
+        """Every release whose files are there, for retention to judge; saves are none."""
+        rows = self._store.rows("SELECT * FROM releases WHERE removed_at IS NULL AND number > 0 ORDER BY number")
         return [
             Kept(name, row["number"], row["state"], row["promoted_at"], bool(row["pinned"]))
             for row in rows
-            if self._layout.release(name := f"v{row['number']}").is_dir()
+            if self._layout.release(name := named(row["number"])).is_dir()
         ]
+
+    def saves(self) -> list[str]:
+        """Those whose files are, or may be, there; newest first."""
+        rows = self._store.rows("SELECT number FROM releases WHERE removed_at IS NULL AND number < 0 ORDER BY number")
+        return [named(row["number"]) for row in rows]
+
+    def save_before(self, live: str | None) -> str | None:
+        """The newest save before the one that is live that was live itself, and can be run again."""
+        number = _number(live) if live is not None and live.startswith(DEV) else 0
+        rows = self._store.rows(
+            "SELECT * FROM releases WHERE number < 0 AND number > ? AND promoted_at IS NOT NULL AND state != 'bad' "
+            "AND removed_at IS NULL ORDER BY number",
+            number,
+        )
+        return next((named(row["number"]) for row in rows if self._fault(row) is None), None)
+
+    def forget_saves(self, kept: int) -> None:
+        """Of saves whose files are gone only the last rows stay."""
+        with self._store.transaction():
+            self._store.execute(
+                "DELETE FROM releases WHERE number < 0 AND removed_at IS NOT NULL AND number > ?",
+                self._store.get("last_save", 0) + kept,
+            )
 
     def spent_logs(self, keep_failed: int) -> list[Path]:
         """Logs of builds whose release is gone. One that failed to be built has nothing but its log for inspection:
         the last `keep_failed` of these stay."""
         rows = self._store.rows(f"SELECT number, removed_at FROM releases WHERE {_GONE} ORDER BY number DESC")  # noqa: S608
-        there = set(self._layout.logs.glob("build-v*.log"))
+        there = set(self._layout.logs.glob("build-*.log"))
         found = [
-            (log, row["removed_at"]) for row in rows if (log := self._layout.build_log(f"v{row['number']}")) in there
+            (log, row["removed_at"]) for row in rows if (log := self._layout.build_log(named(row["number"]))) in there
         ]
         failed = [log for log, removed_at in found if removed_at is None]
         return [*(log for log, removed_at in found if removed_at is not None), *failed[keep_failed:]]
@@ -142,8 +183,9 @@ class Catalog:
         rows = self._store.rows("SELECT environment FROM releases WHERE environment IS NOT NULL AND removed_at IS NULL")
         return {row["environment"] for row in rows}
 
-    def _on_disk(self) -> list[Path]:
-        return [path for path in self._layout.releases.iterdir() if path.name[0] == "v" and path.name[1:].isdecimal()]
+    def _on_disk(self) -> list[int]:
+        """Numbers of what lies there under a release's name."""
+        return [number for path in self._layout.releases.iterdir() if (number := _parsed(path.name)) is not None]
 
     # Questions
 
@@ -174,7 +216,7 @@ class Catalog:
         same = self.digests(live)
         alike, faults = [], []
         for row in self._store.rows(_PROMOTED):
-            name = f"v{row['number']}"
+            name = named(row["number"])
             if name == live or row["state"] != "superseded":
                 continue
             if fault := self._fault(row):
@@ -199,13 +241,13 @@ class Catalog:
         made = [row for row in rows if (row["commit_sha"] or "").startswith(prefix.lower())]
         found = [row for row in made if self._fault(row) is None]
         if not found:
-            faults = [f"v{row['number']}: {self._fault(row)}" for row in made]
+            faults = [f"{named(row['number'])}: {self._fault(row)}" for row in made]
             cause = "; ".join(faults) or "none that is good and still on disk was made from it"
             raise NoSuchReleaseError(f"there is no release of commit {prefix}", cause=cause, hint="deployer releases")
         if len({row["commit_sha"] for row in found}) > 1:
-            cause = ", ".join(f"v{row['number']} {row['commit_sha'][:12]}" for row in found)
+            cause = ", ".join(f"{named(row['number'])} {row['commit_sha'][:12]}" for row in found)
             raise NoSuchReleaseError(f"{prefix} is the start of several commits", cause=cause, hint="deployer releases")
-        return f"v{found[0]['number']}"
+        return named(found[0]["number"])
 
     def target(self, name: str) -> str:
         """A release somebody named, when it can be run again."""
@@ -220,7 +262,9 @@ class Catalog:
         return name
 
     def infos(self) -> list[ReleaseInfo]:
-        return [_info(row) for row in self._store.rows("SELECT * FROM releases ORDER BY number DESC")]
+        """Saves are none, but for the one that is live."""
+        query = "SELECT * FROM releases WHERE number > 0 OR state = 'live' ORDER BY number < 0 DESC, number DESC"
+        return [_info(row) for row in self._store.rows(query)]
 
     def expected_bytes(self, origin: str) -> int | None:
         """How large the last release of the same source was."""
@@ -276,7 +320,7 @@ class Catalog:
     def _without_files(self, row: sqlite3.Row) -> str | None:
         if row["removed_at"] is not None:
             return "retention removed its files"
-        if row["config"] is None or not self._layout.release(f"v{row['number']}").is_dir():
+        if row["config"] is None or not self._layout.release(named(row["number"])).is_dir():
             return f"it is {row['state']}: its files are gone"
         return None
 
@@ -291,16 +335,23 @@ class Catalog:
 
 
 def _number(name: str) -> int:
-    digits = name.removeprefix("v")
-    if not name.startswith("v") or not digits.isdecimal():
+    number = _parsed(name)
+    if number is None:
         cause = "releases are named v1, v2, ..."
         raise NoSuchReleaseError(f"{name!r} is not a release", cause=cause, hint="deployer releases")
-    return int(digits)
+    return number
+
+
+def _parsed(name: str) -> int | None:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    return int(match[2]) if match[1] == "v" else -int(match[2])
 
 
 def _info(row: sqlite3.Row) -> ReleaseInfo:
     return ReleaseInfo(
-        name=f"v{row['number']}",
+        name=named(row["number"]),
         state=row["state"],
         source=row["source"],
         commit=row["commit_sha"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deployer.config.model import Config
@@ -25,16 +25,18 @@ class Fetched:
 
     origin: Origin
     summary: Summary
+    previous: Path | None = None  # the release before: what did not change is shared with it
     warnings: list[str] = field(default_factory=list)
 
 
 def fetch(request: StageRequest, layout: Layout, into: Path, progress: Progress) -> Fetched:
     """Fill the empty directory `into`. Raises SourceError, and OSError for the disk."""
     index = IndexWriter(place(layout.release(request.name)))
-    previous = _previous(request, layout)
+    before = links.newest(layout.releases, layout.current, request.name)
+    previous = _previous(request, layout, before)
     try:
-        fetched = _fill(request, layout, into, index, previous, progress)
-        index.close()
+        fetched = replace(_fill(request, layout, into, index, previous, progress), previous=before)
+        index.close(durable=request.development is None)
         fetched.warnings.extend(previous.warnings())
     except sqlite3.Error as error:
         index.discard()
@@ -48,18 +50,23 @@ def fetch(request: StageRequest, layout: Layout, into: Path, progress: Progress)
     return fetched
 
 
-def separate(config: Config, layout: Layout, name: str, tree: Path) -> None:
+def separate(request: StageRequest, config: Config, layout: Layout, tree: Path, *, builds_environment: bool) -> None:
     """Before anything writes into the tree: no file of it is another release's any more. `config` is the release's
     own, known only now; the host's has been looked at before the fetch."""
-    if links.may_write(config, layout.root, tree):
-        links.separate(tree, place(layout.release(name)))
+    if _may_write(request, config, layout, tree) or (request.development is not None and builds_environment):
+        links.separate(tree, place(layout.release(request.name)))
 
 
-def _previous(request: StageRequest, layout: Layout) -> links.Previous:
+def _may_write(request: StageRequest, config: Config, layout: Layout, tree: Path | None = None) -> bool:
+    if request.development is not None:
+        return bool(config.build.run)  # no hooks, and an environment is built once for hundreds of saves
+    return links.may_write(config, layout.root, tree)
+
+
+def _previous(request: StageRequest, layout: Layout, before: Path | None) -> links.Previous:
     host = request.host_config
-    release = links.newest(layout.releases, layout.current, request.name) if host.source.link else None
-    may_link = not links.may_write(host, layout.root)
-    return links.Previous(release, may_link=may_link, shared=host.release.shared)
+    may_link = not _may_write(request, host, layout)
+    return links.Previous(before if host.source.link else None, may_link=may_link, shared=host.release.shared)
 
 
 def _fill(
@@ -74,7 +81,7 @@ def _fill(
         progress(f"copying {source.release} as its source was")
         summary, warnings = again.copy(source, layout, into, index)
         origin = Origin(source.source, source.commit, source.subject, source.author, source.ref)
-        return Fetched(origin, summary, warnings)
+        return Fetched(origin, summary, warnings=warnings)
     writer = TreeWriter(into, index, previous)
     if isinstance(source, Git):
         # Imported here: GitPython takes 60 ms and looks for git, which a directory deploy does without.

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,11 +81,13 @@ class IndexWriter:
     def directory(self, directory: bytes) -> dict[bytes, Entry]:
         return _directory(self._db, directory)
 
-    def close(self) -> None:
-        """All of it on the disk."""
+    def close(self, *, durable: bool = True) -> None:
+        """All of it on the disk, where it is to be durable."""
         if self._db.in_transaction:
             self._db.execute("COMMIT")
         self._db.close()
+        if not durable:
+            return
         fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -121,11 +125,17 @@ class IndexReader:
 
     def all(self) -> Iterator[tuple[bytes, Entry]]:
         """Every file, with its directory. Raises DamagedError where the index is missing or damaged."""
+        for directory, entries in self.directories():
+            yield from ((directory, entry) for entry in entries.values())
+
+    def directories(self) -> Iterator[tuple[bytes, dict[bytes, Entry]]]:
+        """All of them that have files. Raises DamagedError."""
         if self._db is None:
             raise DamagedError
         try:
-            for (directory,) in self._db.execute("SELECT DISTINCT directory FROM files ORDER BY directory"):
-                yield from ((directory, entry) for entry in _directory(self._db, directory).values())
+            rows = self._db.execute("SELECT directory, entries FROM files ORDER BY directory, turn")
+            for directory, group in groupby(rows, key=itemgetter(0)):
+                yield directory, _merged(entries for _, entries in group)
         except (sqlite3.Error, msgspec.MsgspecError) as error:
             raise DamagedError from error
 
@@ -143,5 +153,10 @@ decode = msgspec.msgpack.Decoder(list[Entry]).decode
 
 def _directory(db: sqlite3.Connection, directory: bytes) -> dict[bytes, Entry]:
     rows = db.execute("SELECT entries FROM files WHERE directory = ? ORDER BY turn", (directory,))
-    found = {entry.name: entry for (entries,) in rows for entry in decode(entries)}
+    return _merged(entries for (entries,) in rows)
+
+
+def _merged(rows: Iterable[bytes]) -> dict[bytes, Entry]:
+    """What is put later counts."""
+    found = {entry.name: entry for entries in rows for entry in decode(entries)}
     return {name: entry for name, entry in found.items() if entry.size != _GONE}

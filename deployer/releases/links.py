@@ -24,6 +24,7 @@ from pathlib import Path
 
 from deployer.config.model import Config
 from deployer.releases.index import Entry, IndexReader, place
+from deployer.releases.release import is_dev
 from deployer.releases.sources.base import shown
 
 FICLONE = 0x40049409
@@ -182,16 +183,25 @@ class PreviousDirectory:
 
 
 def newest(releases: Path, current: Path, name: str) -> Path | None:
-    """The release to share with: the promoted one, else the newest there is; it must have an index."""
-    promoted = releases / current.readlink().name if current.is_symlink() else None
-    if promoted is not None and promoted.is_dir() and place(promoted).is_file():
-        return promoted
+    """The release to share with, which must have an index: the promoted one, else the newest there is. Of a save the
+    save before, promoted or not; a release shares with none of these, which nobody brought to the disk."""
+    promoted = current.readlink().name if current.is_symlink() else None
+    candidates = [promoted, _newest(releases, name, "v")]
+    if is_dev(name):
+        candidates.insert(0, _newest(releases, name, "dev-"))
+    else:
+        candidates = [each for each in candidates if each is not None and not is_dev(each)]
+    found = (releases / each for each in candidates if each is not None)
+    return next((release for release in found if release.is_dir() and place(release).is_file()), None)
+
+
+def _newest(releases: Path, name: str, prefix: str) -> str | None:
     numbers = []
-    for index in releases.glob(".v*.index"):
-        number = index.name[2:-6]
-        if number.isdigit() and number != name[1:] and (releases / f"v{number}").is_dir():
+    for index in releases.glob(f".{prefix}*.index"):
+        number = index.name[1 + len(prefix) : -6]
+        if number.isdigit() and f"{prefix}{number}" != name and (releases / f"{prefix}{number}").is_dir():
             numbers.append(int(number))
-    return releases / f"v{max(numbers)}" if numbers else None
+    return f"{prefix}{max(numbers)}" if numbers else None
 
 
 def separate(tree: Path, index: Path) -> int:

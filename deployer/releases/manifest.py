@@ -5,6 +5,7 @@ The last file that staging writes. No secrets: it is readable by all, as the rel
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from deployer import __version__
-from deployer.osutil.files import write_atomic
 from deployer.releases import digest, settings
 from deployer.releases.request import StageResult
 
@@ -73,7 +73,16 @@ def write(
         deployer=__version__,
         unindexed=unindexed,
     )
-    write_atomic(directory / NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n", 0o644)
+    _write(directory / NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Nobody reads it before the release is whole, and brought to the disk with the rest of it. A file of this name in
+    the source may be another release's as well."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "wb") as file:
+        os.fchmod(file.fileno(), 0o644)  # whatever the umask
+        file.write(data)
 
 
 def read(directory: Path) -> Manifest | None:

@@ -12,9 +12,17 @@ OURS = ("LISTEN_", "NOTIFY_SOCKET", "DEPLOYER_", "WATCHDOG_", "INVOCATION_ID", "
 """What our own starter set for us must not reach a worker, a build or a hook."""
 
 
+DEV = "dev-"
+
+
 def is_dev(name: str) -> bool:
     """Was it made of a save, for a watch?"""
-    return name.startswith("dev-")
+    return name.startswith(DEV)
+
+
+def named(number: int) -> str:
+    """v7; of a save, whose number is negative, dev-7."""
+    return f"v{number}" if number > 0 else f"{DEV}{-number}"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ def program(worker: Worker, environment: Path | None, *, template: bool = False)
     return [*_runtime(environment), *options, *_post_fork(worker), *_borrowed(environment), worker.app]
 
 
+def warm(environment: Path | None) -> list[str]:
+    """The argument list of the warm template, which knows of no application."""
+    return [*_runtime(environment), "--warm", *_borrowed(environment)]
+
+
 def check(worker: Worker, environment: Path | None) -> list[str]:
     """The argument list of what only imports the application, and says what it is and if it can be preloaded."""
     assert worker.app is not None

@@ -14,6 +14,8 @@ import hashlib
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,8 @@ from deployer.errors import BuildError, ConfigError, DeployerError, DiskError, E
 from deployer.osutil.files import fsync_directory
 from deployer.paths import Layout
 from deployer.releases import envfiles, manifest, packaged, process, room, shared, tree
-from deployer.releases.fetch import fetch, separate
+from deployer.releases.development import shaped
+from deployer.releases.fetch import Fetched, fetch, separate
 from deployer.releases.request import Again, Directory, Git, StageRequest, StageResult, decode_request
 from deployer.units import format_size
 from deployer.wire.schema import Changes, Problem
@@ -41,11 +44,44 @@ def main() -> int:
     process.die_with_parent()
     process.raise_on_stop()
     gc.freeze()  # what was imported stays: no collection need look at it again
+    return perform(lambda: decode_request(sys.stdin.buffer.read()), Conditions(), of_manager=True)
+
+
+class Conditions:
+    """What a staging has to see to beside its own work: of a deploy, nothing."""
+
+    def take(self, copy: Callable[[], Fetched]) -> Fetched:
+        """Fill the release by `copy`, which begins anew when it is called again."""
+        return copy()
+
+    def accept(self, taken: Taken) -> None:
+        """Raise DeployerError for a tree that cannot work."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A tree before anything is built in it."""
+
+    layout: Layout
+    name: str
+    tree: Path
+    previous: Path | None  # the release that it shares files with
+    config: Config
+    env: dict[str, str]
+    environment: Environment | None
+    development: bool
+
+
+def perform(ask: Callable[[], StageRequest], conditions: Conditions, *, of_manager: bool = False) -> int:
+    """Stage what is asked for, and write all there is to say of it to stdout; the exit status.
+
+    `of_manager`: the request names the process that must be the parent of this one.
+    """
     try:
-        request = decode_request(sys.stdin.buffer.read())
-        if not process.parent_is(request.parent):
+        request = ask()
+        if of_manager and not process.parent_is(request.parent):
             return Exit.TERMINATED
-        line = Staging(request).run()
+        line = Staging(request, conditions).run()
     except (DeployerError, msgspec.DecodeError, process.Cancelled) as error:
         return _fail(_problem(error))
     except Exception as error:
@@ -60,8 +96,14 @@ def main() -> int:
 class Staging:
     """One release on its way from `.vN.partial` to `vN`."""
 
-    def __init__(self, request: StageRequest) -> None:
+    def __init__(self, request: StageRequest, conditions: Conditions) -> None:
+        development = request.development
+        if development is not None:
+            host = shaped(request.host_config, development)
+            request = msgspec.structs.replace(request, host_config=host)
         self._request = request
+        self._conditions = conditions
+        self._durable = development is None  # the next save makes another
         self._layout = Layout(Path(request.root))
         self._partial = self._layout.partial(request.name)
         self._release = self._layout.release(request.name)
@@ -114,17 +156,21 @@ class Staging:
 
     def _make(self) -> StageResult:
         request, directory = self._without_env_files(), Path(self._request.directory)
-        fetched = fetch(request, self._layout, self._partial, _progress)
+        fetched = self._conditions.take(self._copy(request))
         origin, summary = fetched.origin, fetched.summary
         config = self._config()
-        separate(config, self._layout, request.name, self._partial)
         env = environment.freeze(config, directory)
+        if request.development is not None and request.development.reload is not None:
+            env["DEPLOYER_RELOAD"] = request.development.reload
         wanted = self._wanted = self._environment(config)
+        built = wanted is not None and not wanted.is_whole(self._layout.envs)
+        separate(request, config, self._layout, self._partial, builds_environment=built)
+        self._conditions.accept(self._taken(fetched, config, env))
         settings = _settings_digest(config, env, wanted.name if wanted else None)
         # What the app wrote into the live release is no reason for another one.
         same_tree = isinstance(request.source, Again) or summary.digest == request.live_digest
         unchanged = same_tree and request.live_settings in (None, settings)
-        if wanted is not None and not wanted.is_whole(self._layout.envs):
+        if built:
             unchanged = False  # somebody removed it: the live release's next worker would not start
             room.check_environment(request, self._layout)
         return StageResult(
@@ -144,6 +190,26 @@ class Staging:
             seconds=round(time.monotonic() - self._started, 3),
             environment=wanted.name if wanted is not None else None,
             warnings=[*fetched.warnings, *environment.readable_by_others(config, directory), *self._committed(config)],
+        )
+
+    def _copy(self, request: StageRequest) -> Callable[[], Fetched]:
+        def copy() -> Fetched:
+            if any(self._partial.iterdir()):
+                self._clear()
+            return fetch(request, self._layout, self._partial, _progress)
+
+        return copy
+
+    def _taken(self, fetched: Fetched, config: Config, env: dict[str, str]) -> Taken:
+        return Taken(
+            layout=self._layout,
+            name=self._request.name,
+            tree=self._partial,
+            previous=fetched.previous,
+            config=config,
+            env=env,
+            environment=self._wanted,
+            development=self._request.development is not None,
         )
 
     def _environment(self, config: Config) -> Environment | None:
@@ -209,7 +275,8 @@ class Staging:
                 from deployer.releases import again
 
                 return again.config(request.source, request.host_config, Path(request.directory), self._partial)
-            return load.overlay(request.host_config, path)
+            config = load.overlay(request.host_config, path)
+            return shaped(config, request.development) if request.development is not None else config
         except ConfigError as error:
             told = f"deployer.toml of {self._request.name}"
             error.what = error.what.replace(str(path), told)
@@ -218,18 +285,19 @@ class Staging:
 
     def _commit(self, files: int) -> None:
         """Bring it to the disk, then give it its name: the point from which a stop signal comes too late."""
-        _progress("writing to disk")
-        if self._named:
-            tree.sync(self._release, tree.FSYNC_FILES + 1)  # nobody counted what the build made
-            process.ignore_stop()
-        else:
-            tree.sync(self._partial, files)
-            process.ignore_stop()
+        if self._durable:
+            _progress("writing to disk")
+            if self._named:
+                tree.sync(self._release, tree.FSYNC_FILES + 1)  # nobody counted what the build made
+            else:
+                tree.sync(self._partial, files)
+        process.ignore_stop()
+        if not self._named:
             os.rename(self._partial, self._release)
         try:
             if self._named:
                 tree.finish(self._layout, self._request.name)
-            else:
+            elif self._durable:
                 fsync_directory(self._layout.releases)
         except OSError:
             tree.remove(self._release)

@@ -20,6 +20,9 @@ DrainCallback = Callable[[], "Awaitable[object] | object"]
 MessageCallback = Callable[[Any], "Awaitable[object] | object"]
 ServeOn = Callable[[int, Sequence[socket.socket]], None]
 
+DEV = 1 << 32
+CALM_S = 0.3  # after READY=1: the checks of the manager are through, and what the first requests import is imported
+
 log = logging.getLogger("deployer.runtime")
 
 
@@ -44,11 +47,15 @@ class _Worker:
         self.channel: Channel | None = None
         self.callbacks: list[DrainCallback] = []
         self.message_callbacks: list[MessageCallback] = []
+        self.when_calm: Callable[[], object] | None = None
 
     def listen(self, loop: asyncio.AbstractEventLoop, serve_on: ServeOn) -> None:
-        """Hear the manager on the loop. That it is away for good is no reason to stop serving."""
+        """Hear the manager on the loop, once the worker is ready. That it is away for good is no reason to stop
+        serving."""
         if self.channel is not None:
             loop.add_reader(self.channel.fileno(), self._hear, loop, serve_on)
+        if self.when_calm is not None:
+            loop.call_later(CALM_S, self.when_calm)
 
     def _hear(self, loop: asyncio.AbstractEventLoop, serve_on: ServeOn) -> None:
         assert self.channel is not None
@@ -101,6 +108,16 @@ def release() -> str | None:
     return os.environ.get("DEPLOYER_RELEASE")
 
 
+def number_of(release: str) -> int:
+    """As the scoreboard has it: 7 of "v7"; that of a save, "dev-7", is beyond all of those. 0 for no release."""
+    kind, number = (DEV, release.removeprefix("dev-")) if release.startswith("dev-") else (0, release.removeprefix("v"))
+    return kind + int(number) if number.isdecimal() else 0
+
+
+def name_of(number: int) -> str:
+    return f"dev-{number - DEV}" if number > DEV else f"v{number}"
+
+
 def slot() -> int | None:
     """The worker's slot, from 1; None where deployer did not start this process. Ask when you need it: while the module
     of a preloaded application is imported there is none yet."""
@@ -118,7 +135,7 @@ def peers() -> list[Peer]:
         Peer(
             pid=row.pid,
             slot=row.slot,
-            release=f"v{row.release}",
+            release=name_of(row.release),
             state=STATES.get(row.state, "starting"),
             connections=row.connections,
             in_flight=row.in_flight,

@@ -5,8 +5,11 @@ The manager's end is kept by the keeper as well, so that what is sent while no m
     manager to worker     serve {slot} + sockets: accept on these from now on, and say READY=1 again
                           message {data}: what a worker broadcast
     worker to manager     broadcast {data}
+                          imported {names}: what the worker of a save has imported beside its own modules
     manager to template   fork {id, sockets} + order, stdout, stderr, channel, sockets ..., descriptors to hold ...
     template to manager   forked {id, pid} | unsafe {what}
+    manager to warm one   import {names}, any number of times; then go {}; from then on as a template
+    warm one to manager   refused {names}: they could not be imported; else as a template
 
 `id` tells an answer from one that was meant for a manager that died before it came; `pid` is null when there is none.
 """
@@ -17,10 +20,12 @@ import array
 import json
 import os
 import socket
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 ENVIRONMENT_KEY = "DEPLOYER_CHANNEL"
 MESSAGE_MAX = 64 * 1024  # bytes of one message
+NAMES_MAX = MESSAGE_MAX - 1024  # of these, for names
 FDS_MAX = 64
 
 
@@ -54,6 +59,10 @@ class Channel:
             return False
         return True
 
+    def send_names(self, op: str, names: Iterable[str]) -> bool:
+        """In as many messages as it takes; False as above."""
+        return all(self.send({"op": op, "names": part}) for part in _parts(names))
+
     def receive(self, timeout: float | None = 0.0) -> tuple[dict[str, Any], list[int]] | None:
         """The next message and its descriptors; None when none is there in `timeout` seconds (None: wait for one).
         EOFError: nobody is at the other end any more."""
@@ -73,6 +82,20 @@ class Channel:
 
     def close(self) -> None:
         self.sock.close()
+
+
+def _parts(names: Iterable[str]) -> Iterator[list[str]]:
+    part: list[str] = []
+    size = 0
+    for name in names:
+        length = len(json.dumps(name)) + 1
+        if part and size + length > NAMES_MAX:
+            yield part
+            part, size = [], 0
+        part.append(name)
+        size += length
+    if part:
+        yield part
 
 
 def _receive_fds(sock: socket.socket) -> tuple[bytes, list[int]]:

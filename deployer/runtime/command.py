@@ -1,6 +1,7 @@
 """The worker's command line: `__main__.py [--check] [options] module:object`.
 
 --template           import the application once, and fork workers when the manager asks for one
+--warm               import what the manager names, no application, and fork workers that get theirs with their order
 --post-fork M:F      call this function of the application's in each worker before it serves
 --check              import the application and say what it is, and with --template if it can be forked; exit 1 with
                      its traceback when it cannot be imported
@@ -21,11 +22,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import api, imports, parts, template
+from . import api, imports, parts, template, warm
 from .channel import Channel
 from .counting import Counting
 from .load import App, CannotLoadError, load, load_hook, own_traceback
@@ -39,23 +40,44 @@ DRAIN_TIMEOUT_S = 30.0
 
 
 def main(words: Sequence[str]) -> int:
-    arguments = _parser().parse_args(words)
-    sys.argv = [arguments.app]
+    arguments = _parsed(words)
+    _set_up()
+    if arguments.check:
+        return _explained(lambda: _check(arguments))
+    return _explained(lambda: _serve_forked(arguments) if arguments.template else _serve_alone(arguments))
+
+
+def warm_up(words: Sequence[str], modules: Collection[str], directory: str, path: Sequence[str]) -> int:
+    """The same as a warm template; what else it is given is `warm.Start`."""
+    arguments = _parsed(words)
+    _set_up()
+    return _explained(lambda: _serve_warm(arguments.lend, warm.Start(modules, directory, path)))
+
+
+def _set_up() -> None:
     faulthandler.enable()  # SIGABRT: every thread's stack into the log
     imports.offer_api()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM: stopped while it boots it prints no frames of ours
+
+
+def _explained(run: Callable[[], int]) -> int:
     try:
-        if arguments.check:
-            return _check(arguments)
-        return _serve_forked(arguments) if arguments.template else _serve_alone(arguments)
+        return run()
     except (CannotLoadError, parts.Missing) as error:
         sys.stderr.write(str(error).rstrip("\n") + "\n" if "\n" in str(error) else f"error: {error}\n")
         return FAILED
 
 
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    arguments = _parser().parse_args(words)
+    sys.argv = [arguments.app]
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deployer.runtime", description="A worker of [worker] app.")
-    parser.add_argument("app", help="module:object or module:factory()")
+    parser.add_argument("app", nargs="?", default="", help="module:object or module:factory(); none with --warm")
+    parser.add_argument("--warm", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--template", action="store_true")
     parser.add_argument("--post-fork")
@@ -82,47 +104,81 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 @dataclass(frozen=True)
+class Server:
+    """What serves, before there is an application."""
+
+    config: Any  # uvicorn's
+    counting: Counting
+
+
+@dataclass(frozen=True)
 class Prepared:
     """An application that is imported, and what is to serve it."""
 
     app: App
-    config: Any  # uvicorn's
-    counting: Counting
+    server: Server
     post_fork: Callable[[], object] | None
 
 
-def _prepare(arguments: argparse.Namespace) -> Prepared:
-    offer = _offer(arguments.lend)
-    imports.lend(parts.server(offer))
+def _server(lend: Sequence[str]) -> Server:
+    imports.lend(parts.server(_offer(lend)))
     counting = Counting()
-    config = _config(counting)
+    return Server(_config(counting), counting)
+
+
+def _prepare(arguments: argparse.Namespace, server: Server) -> Prepared:
+    known = set(sys.modules)
     app = load(arguments.app)
     if app.kind == "wsgi":
-        imports.lend(parts.wsgi(offer))
+        imports.lend(parts.wsgi(_offer(arguments.lend)))
     post_fork = None if arguments.post_fork is None else load_hook(arguments.post_fork)
-    return Prepared(app, config, counting, post_fork)
+    if (api.release() or "").startswith("dev-"):
+        api.worker.when_calm = lambda: warm.tell(api.worker.channel, known)
+    return Prepared(app, server, post_fork)
 
 
 def _serve_alone(arguments: argparse.Namespace) -> int:
     listeners = inherited()
     api.worker.channel = Channel.from_environment()
     api.worker.record = _claim(group_of(listeners))  # before the import: what that reports is seen
-    return _serve(_prepare(arguments), arguments, listeners)
+    return _serve(_prepare(arguments, _server(arguments.lend)), arguments, listeners)
 
 
 def _serve_forked(arguments: argparse.Namespace) -> int:
     """As the template; and as each worker that is forked from it."""
     channel = Channel.from_environment()
     assert channel is not None, "a template forks for the manager"
-    prepared = _prepare(arguments)
-    prepared.config.load()
+    prepared = _prepare(arguments, _server(arguments.lend))
+    prepared.server.config.load()
     try:
         order = template.run(channel)
     except EOFError:
         os._exit(0)  # keeper and manager are gone: the next manager makes a template of its own
+    _take_place(order)
+    return _serve(prepared, arguments, order.sockets)
+
+
+def _serve_warm(lend: Sequence[str], start: warm.Start) -> int:
+    """As the warm template; and as each worker that is forked from it, whose own command line comes with its order."""
+    channel = Channel.from_environment()
+    assert channel is not None, "a warm template forks for the manager"
+    server = _server(lend)
+    server.config.load()
+    warm.load_server()
+    try:
+        order = warm.run(channel)
+    except EOFError:
+        os._exit(0)  # as above
+    arguments = _parsed(order.argv[2:])  # after interpreter and program
+    _take_place(order)
+    warm.enter(order.directory, start)
+    return _serve(_prepare(arguments, server), arguments, order.sockets)
+
+
+def _take_place(order: template.Order) -> None:
+    """In a worker that was forked."""
     api.worker.channel = Channel.from_environment()
     api.worker.record = _claim(group_of(order.sockets))
-    return _serve(prepared, arguments, order.sockets)
 
 
 def _serve(prepared: Prepared, arguments: argparse.Namespace, listeners: list[socket.socket]) -> int:
@@ -134,15 +190,16 @@ def _serve(prepared: Prepared, arguments: argparse.Namespace, listeners: list[so
             raise CannotLoadError(own_traceback(error) + f"(in post_fork = {arguments.post_fork!r})\n") from None
     if prepared.app.kind == "wsgi" and record is not None:
         record.set("threads", arguments.threads)
-    asgi = _as_asgi3(prepared.app, arguments.threads)
-    prepared.counting.serve(asgi, _with_proxy_headers(prepared.config), record)
+    asgi = _reloading(_as_asgi3(prepared.app, arguments.threads))
+    config, counting = prepared.server.config, prepared.server.counting
+    counting.serve(asgi, _with_proxy_headers(config), record)
     loop = new_loop()
     asyncio.set_event_loop(loop)
     worker: Worker | None = None
 
     async def run() -> None:
         nonlocal worker
-        worker = Worker(prepared.config, prepared.counting, record, arguments.drain_timeout, greedy=arguments.greedy)
+        worker = Worker(config, counting, record, arguments.drain_timeout, greedy=arguments.greedy)
         await worker.run(listeners)
 
     try:
@@ -202,17 +259,26 @@ def _as_asgi3(app: App, threads: int) -> Any:
     return app.call
 
 
+def _reloading(asgi: Any) -> Any:
+    """With the script for open pages, where `deployer watch --browser` has asked for it."""
+    url = os.environ.get("DEPLOYER_RELOAD")
+    if not url:
+        return asgi
+    from .reload import Reload
+
+    return Reload(asgi, url, api.release() or "")
+
+
 def _claim(group: int) -> Record | None:
     """Our record on the scoreboard; a worker serves without one as well."""
     path = os.environ.get("DEPLOYER_SCOREBOARD")
     if not path:
         return None
-    release = os.environ.get("DEPLOYER_RELEASE", "").removeprefix("v")
     try:
         return Scoreboard.open(path).claim(
             slot=api.slot() or 0,
             generation=int(os.environ.get("DEPLOYER_GENERATION", "0")),
-            release=int(release) if release.isdecimal() else 0,
+            release=api.number_of(api.release() or ""),
             group=group,
         )
     except (OSError, ValueError, RuntimeError) as error:

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .channel import ENVIRONMENT_KEY, Channel
 from .notify import notify
@@ -34,20 +34,36 @@ _FIXED_FDS = 4  # order, stdout, stderr, channel
 
 @dataclass(frozen=True)
 class Order:
-    """What a forked worker is to be."""
+    """What a forked worker is to be. Its environment is in place; a template's has its directory, too."""
 
     sockets: list[socket.socket]
+    argv: list[str]
+    directory: str
 
 
 def run(channel: Channel) -> Order:
-    """In the template: fork whenever the manager asks. Returns only in a forked worker, with its order. One that is of
-    no use says so, and waits for the manager to end it: threads may keep the interpreter from that. EOFError: nobody
-    is there any more."""
+    """In the template: fork whenever the manager asks. Returns only in a forked worker, with its order. EOFError:
+    nobody is there any more."""
     if what := unsafe(channel):
-        sys.stderr.write(f"deployer.runtime: no template, since this would not survive a fork: {what}\n")
-        channel.send({"op": "unsafe", "what": what})
-        while True:
-            channel.receive(None)
+        give_up(channel, what)
+    return fork_when_asked(channel)
+
+
+def give_up(channel: Channel, what: str) -> NoReturn:
+    """Say that workers cannot be forked, and wait for the manager to end us: threads may keep the interpreter from
+    that."""
+    sys.stderr.write(f"deployer.runtime: no template, since this would not survive a fork: {what}\n")
+    channel.send({"op": "unsafe", "what": what})
+    await_end(channel)
+
+
+def await_end(channel: Channel) -> NoReturn:
+    while True:
+        channel.receive(None)
+
+
+def fork_when_asked(channel: Channel) -> Order:
+    """`run` of a process that is known to survive it."""
     gc.collect()
     gc.freeze()  # the collector would write to every object, and unshare its page
     notify("READY=1")
@@ -135,14 +151,15 @@ def _become(sockets: int, fds: list[int]) -> Order:
     with os.fdopen(order_r, "rb") as pipe:
         data = pipe.read()
     try:
-        environment = marshal.loads(data)["env"]  # noqa: S302  # from the manager
+        order = marshal.loads(data)  # noqa: S302  # from the manager
     except (EOFError, ValueError, TypeError):
         os._exit(NO_ORDER)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(order["env"])
     os.environ[ENVIRONMENT_KEY] = str(channel)
     # What comes after the sockets is only to be held: the reading ends of its own log pipes, as the shim holds them.
-    return Order([socket.socket(fileno=fd) for fd in fds[_FIXED_FDS : _FIXED_FDS + sockets]])
+    listeners = [socket.socket(fileno=fd) for fd in fds[_FIXED_FDS : _FIXED_FDS + sockets]]
+    return Order(listeners, order["argv"], order["cwd"])
 
 
 def _close(fds: list[int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """PRAGMA user_version of what schema.sql makes."""
 
 STEPS = {
@@ -28,6 +28,9 @@ STEPS = {
         ALTER TABLE rollouts ADD COLUMN cut TEXT;
         ALTER TABLE rollouts ADD COLUMN command TEXT;
         ALTER TABLE workers ADD COLUMN retired_by INTEGER;
+    """,
+    3: """
+        ALTER TABLE rollouts ADD COLUMN watch INTEGER;
     """,
 }
 """From the version that is the key to the next one."""

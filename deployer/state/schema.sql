@@ -6,7 +6,7 @@ CREATE TABLE meta (
 ) STRICT;
 
 CREATE TABLE releases (
-    number      INTEGER PRIMARY KEY AUTOINCREMENT,  -- v1, v2, ...; never used again
+    number      INTEGER PRIMARY KEY AUTOINCREMENT,  -- v1, v2, ...; never used again. -1, -2, ...: saves, dev-1, dev-2
     state       TEXT NOT NULL,         -- staging staged live superseded failed reverted bad
     source      TEXT NOT NULL,
     ref         TEXT,
@@ -46,7 +46,8 @@ CREATE TABLE rollouts (
     exit_code   INTEGER,
     serving     TEXT,
     cut         TEXT,                  -- wire.schema.Cut, JSON: what the ends of the workers it retired cut
-    command     TEXT                   -- key of the command that began it
+    command     TEXT,                  -- key of the command that began it
+    watch       INTEGER                -- the watch that began it
 ) STRICT;
 
 CREATE TABLE journal (                 -- every fact that moved a rollout, in order

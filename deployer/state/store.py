@@ -20,6 +20,9 @@ from deployer.state.migrations import SCHEMA_VERSION
 from deployer.wire.schema import Event, LastExit
 
 EVENTS_KEPT = 20_000
+NO_ROLLOUT = 0
+OF_SAVE = "coalesce(json_extract(request, '$.name'), json_extract(request, '$.release')) LIKE 'dev-%'"
+"""Of a row of `rollouts`: a watch began it for a save, or went back to one."""
 RESERVE = 1024 * 1024  # bytes
 
 
@@ -136,6 +139,11 @@ class Store:
         aside.chmod(0o600)
         aside.replace(self.backup_path)
 
+    def hurry(self, *, on: bool) -> None:
+        """While a developer waits for each save: commits outlive kill -9 of the manager still, but the last ones not a
+        power cut (sqlite.org/pragma.html, synchronous=NORMAL in WAL mode)."""
+        self._db.execute(f"PRAGMA synchronous={'NORMAL' if on else 'FULL'}")
+
     # Transactions and events
 
     @contextlib.contextmanager
@@ -162,7 +170,8 @@ class Store:
                 self.on_event(event)
 
     def emit(self, event: str, *, rollout: int | None = None, **data: Any) -> None:
-        rollout = self.rollout if rollout is None else rollout
+        """`rollout`: the one that runs where nothing is said; NO_ROLLOUT where it is nobody's."""
+        rollout = self.rollout if rollout is None else rollout or None
         with self.transaction():
             now = time.time()
             row = self._db.execute(
@@ -211,6 +220,10 @@ class Store:
         with self.transaction():
             self._db.execute(f"DELETE FROM {table} WHERE {key} = ?", (value,))  # noqa: S608
 
+    def execute(self, statement: str, *parameters: Any) -> None:
+        with self.transaction():
+            self._db.execute(statement, parameters)
+
     def rows(self, query: str, *parameters: Any) -> list[sqlite3.Row]:
         return self._db.execute(query, parameters).fetchall()
 
@@ -222,6 +235,17 @@ class Store:
         """The rollout that last changed the number of slots by itself."""
         row = self.row("SELECT max(id) AS id FROM rollouts WHERE kind = 'scale'")
         return None if row is None else row["id"]
+
+    def forget_rollouts(self, kept: int) -> None:
+        """Of rollouts of saves only the last stay, and those that a worker is of."""
+        spent = (
+            f"SELECT id FROM rollouts WHERE {OF_SAVE} AND id <= (SELECT max(id) FROM rollouts) - ? "  # noqa: S608
+            "AND id NOT IN (SELECT generation FROM workers) "
+            "AND id IS NOT (SELECT value FROM meta WHERE key = 'promoted')"
+        )
+        with self.transaction():
+            for table, key in (("journal", "rollout"), ("hooks", "rollout"), ("rollouts", "id")):
+                self._db.execute(f"DELETE FROM {table} WHERE {key} IN ({spent})", (kept,))  # noqa: S608
 
     # Workers and slots
 

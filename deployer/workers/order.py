@@ -7,6 +7,7 @@ import grp
 import os
 import pwd
 import resource
+import site
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from deployer.config.model import Worker as WorkerConfig
 from deployer.config.workerrules import rlimit
 from deployer.paths import Layout
 from deployer.releases.release import Release, activate, base_environment
-from deployer.releases.served import program
-from deployer.wire.schema import TEMPLATE_SLOT
+from deployer.releases.served import program, warm
+from deployer.wire.schema import TEMPLATE_SLOT, WARM_SLOT
 from deployer.workers.shim import FIRST_FD
-from deployer.workers.worker import Worker
+from deployer.workers.worker import Fit, Worker
 
 OPEN_FILES = "DEPLOYER_OPEN_FILES"
 
@@ -38,7 +39,12 @@ def of(worker: Worker, slot: int, where: Mapping[str, str], base: Mapping[str, s
     template = release.config.worker.command or ""
     sockets = [listener.sock.fileno() for listener in worker.listeners]
     if release.config.worker.app is not None:
-        argv = program(release.config.worker, release.environment, template=worker.slot == TEMPLATE_SLOT)
+        is_warm = worker.slot == WARM_SLOT
+        argv = (
+            warm(release.environment)
+            if is_warm
+            else program(release.config.worker, release.environment, template=worker.slot == TEMPLATE_SLOT)
+        )
         own |= {
             "DEPLOYER_SCOREBOARD": str(Layout(Path(where["DEPLOYER_ROOT"])).scoreboard),
             "DEPLOYER_GENERATION": str(worker.generation),
@@ -91,6 +97,25 @@ def limits(config: WorkerConfig, base: Mapping[str, str]) -> dict[str, Any]:
         "rlimits": [*open_files, *([rlimit(name), value] for name, value in config.rlimits.items())],
         **_user(config),
     }
+
+
+def fit(release: Release, base: Mapping[str, str]) -> Fit:
+    """A worker of the release may be forked from a warm template of the same fit. An environment of a release never
+    changes; packages that are installed beside deployer itself are seen by the directories they lie in. OSError as
+    from `limits`."""
+    packages = () if release.environment is not None else tuple(map(_changed_at, _packages()))
+    return Fit(release.environment, release.env, limits(release.config.worker, base), packages)
+
+
+def _packages() -> list[str]:
+    return [*site.getsitepackages(), site.getusersitepackages()]
+
+
+def _changed_at(directory: str) -> int:
+    try:
+        return os.stat(directory).st_mtime_ns
+    except OSError:
+        return 0  # there is none
 
 
 def _user(config: WorkerConfig) -> dict[str, Any]:

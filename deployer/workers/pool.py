@@ -24,12 +24,12 @@ from deployer.logs.capture import LineReader
 from deployer.osutil.process import describe_exit, kill_escaped, kill_group, open_pidfd, signal_pidfd, start_ticks
 from deployer.osutil.tasks import watched
 from deployer.paths import Layout
-from deployer.releases.release import Release
+from deployer.releases.release import Release, is_dev
 from deployer.rollout.events import Failure
 from deployer.runtime.scoreboard import Scoreboard
 from deployer.state.store import Store, WorkerRow
 from deployer.units import parse_duration
-from deployer.wire.schema import TEMPLATE_SLOT, LogLine
+from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT, WARM_SLOT, LogLine
 from deployer.workers import cut, order, start
 from deployer.workers.board import Board
 from deployer.workers.kept import Kept
@@ -57,6 +57,9 @@ class Pool:
         self.on_never_ready: Callable[[Worker, Failure], None] = lambda worker, failure: None
         self.on_exit: Callable[[Worker], None] = lambda worker: None
         self.on_unsafe: Callable[[Worker, str], None] = lambda worker, what: None
+        self.on_unsafe_warm: Callable[[Worker, str], None] = lambda worker, what: None
+        self.on_refused: Callable[[Worker, list[str]], None] = lambda worker, names: None
+        self.on_imported: Callable[[Worker, list[str]], None] = lambda worker, names: None
         self.on_draining: Callable[[], None] = lambda: None
         self._app, self._store, self._keeper = app, store, keeper
         self._layout, self._log, self._base_env = layout, log, base_env
@@ -68,7 +71,7 @@ class Pool:
     def spawn(
         self, slot: int, generation: int, release: Release, listeners: Sequence[Listener], *, as_slot: int | None = None
     ) -> Worker:
-        """Start a worker, by its release's template where that is ready. What its program makes of it is heard later.
+        """Start a worker, by a template where one is ready. What its program makes of it is heard later.
         OSError: it cannot be started. `as_slot`: what it is told, where that is to become its slot."""
         limits = order.limits(release.config.worker, self._base_env)
         if release.config.worker.app is not None:
@@ -94,15 +97,36 @@ class Pool:
         """Start the process that workers of `release` are to be forked from."""
         return self.spawn(TEMPLATE_SLOT, generation, release, ())
 
+    def spawn_warm(self, release: Release, names: Sequence[str]) -> Worker:
+        """Start one that workers of this and like releases are to be forked from, with these modules imported."""
+        worker = self.spawn(WARM_SLOT, 0, release, ())
+        worker.fit = order.fit(release, self._base_env)
+        assert worker.channel is not None, "there is a channel to all of an `app`"
+        if not (worker.channel.send_names("import", names) and worker.channel.send({"op": "go"})):
+            log.error("warm.not_told", pid=worker.pid, names=len(names))
+            self.retire(worker)
+        return worker
+
     def template(self, release: str) -> Worker | None:
         """The one that workers of `release` can be forked from now."""
         found = (w for w in self.workers.values() if w.slot == TEMPLATE_SLOT and w.release.name == release)
-        usable = (w for w in found if w.state is State.READY and w.exit is None and w.channel is not None)
-        return next(usable, None)
+        return next((worker for worker in found if worker.can_fork), None)
+
+    def warm_for(self, release: Release) -> Worker | None:
+        """The warm template that workers of a save can be forked from now."""
+        if not is_dev(release.name) or release.config.worker.app is None:
+            return None
+        ready = (w for w in reversed(self.workers.values()) if w.slot == WARM_SLOT and w.can_fork)
+        return next((worker for worker in ready if self.fits(worker, release)), None)
+
+    def fits(self, warm: Worker, release: Release) -> bool:
+        """Would workers of the release be the same, forked from it? OSError as from `spawn`."""
+        return warm.fit == order.fit(release, self._base_env)
 
     def _begin(self, slot: int, release: Release, sockets: Sequence[int]) -> tuple[start.Waiting, bool]:
         """A process that waits for its order, and whether it was forked from a template."""
-        template = self.template(release.name) if slot != TEMPLATE_SLOT else None
+        serves = slot >= PREFLIGHT_SLOT
+        template = (self.template(release.name) or self.warm_for(release)) if serves else None
         if template is not None and template.channel is not None:
             try:
                 fork = start.fork_from(template.channel)
@@ -262,14 +286,18 @@ class Pool:
                 if message["op"] == "broadcast":
                     self._broadcast(message["data"])
                 elif message["op"] == "unsafe":
-                    self.on_unsafe(worker, message["what"])
+                    (self.on_unsafe_warm if worker.slot == WARM_SLOT else self.on_unsafe)(worker, message["what"])
+                elif message["op"] == "refused":
+                    self.on_refused(worker, message["names"])
+                elif message["op"] == "imported":
+                    self.on_imported(worker, message["names"])
         except EOFError:
             if worker.channel is not None:
                 asyncio.get_running_loop().remove_reader(worker.channel.fileno())
 
     def _broadcast(self, data: Any) -> None:
         for other in self.workers.values():
-            if other.channel is None or other.slot == TEMPLATE_SLOT or other.exit is not None:
+            if other.channel is None or other.forks or other.exit is not None:
                 continue
             heard = other.channel.send({"op": "message", "data": data})
             if not heard and not other.deaf:  # said once: there may be thousands a second
@@ -283,7 +311,7 @@ class Pool:
         what it goes for, and what is told of anything it cuts."""
         if worker.exit is not None:
             return
-        now = now or worker.slot == TEMPLATE_SLOT  # it has nothing to finish, and may not hear a signal
+        now = now or worker.forks  # it has nothing to finish, and may not hear a signal
         if worker.state is not State.DRAINING:
             worker.state, worker.drain_at, worker.retired_by = State.DRAINING, uptime(), rollout
             with self._store.transaction():
@@ -356,7 +384,7 @@ class Pool:
         """What the worker started outside of its process group: it carries the worker's own NOTIFY_SOCKET."""
         if worker.notify is None or self._keeper.pid is None or not self._keeper.alive:
             return
-        if worker.slot == TEMPLATE_SLOT:
+        if worker.forks:
             return  # /proc shows its variables for the workers that were forked from it, too
         killed = kill_escaped(self._keeper.pid, os.getpid(), "NOTIFY_SOCKET", worker.notify.getsockname())
         if killed:
@@ -398,8 +426,8 @@ class Pool:
 
     def _emit(self, worker: Worker, what: str, **facts: Any) -> None:
         """A template is no worker to those who watch."""
-        name = f"template.{what}" if worker.slot == TEMPLATE_SLOT else f"worker.{what}"
-        self._store.emit(name, slot=worker.slot, pid=worker.pid, release=worker.release.name, **facts)
+        kind = {TEMPLATE_SLOT: "template", WARM_SLOT: "warm"}.get(worker.slot, "worker")
+        self._store.emit(f"{kind}.{what}", slot=worker.slot, pid=worker.pid, release=worker.release.name, **facts)
 
     def _forget(self, worker: Worker) -> None:
         del self.workers[worker.id]

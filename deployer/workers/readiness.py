@@ -14,7 +14,7 @@ from deployer.rollout.events import Failure
 from deployer.sockets.bind import inode
 from deployer.sockets.peers import peer_inode
 from deployer.units import parse_duration
-from deployer.wire.schema import TEMPLATE_SLOT
+from deployer.wire.schema import TEMPLATE_SLOT, WARM_SLOT
 from deployer.workers.listening import holder_of, listens
 from deployer.workers.worker import Worker
 
@@ -41,7 +41,7 @@ async def until_ready(worker: Worker) -> Failure | None:
 
 def _readiness(worker: Worker) -> Ready:
     """A template serves nobody: it tells when it has imported the application."""
-    return Ready.NOTIFY if worker.slot == TEMPLATE_SLOT else worker.release.config.worker.readiness
+    return Ready.NOTIFY if worker.forks else worker.release.config.worker.readiness
 
 
 async def serves(worker: Worker, timeout: float) -> bool:
@@ -152,8 +152,9 @@ def _too_late(worker: Worker) -> Failure:
 def _not_started(worker: Worker, app: str) -> Failure:
     """deployer's own runtime never came to serve it: the import hangs, or the application's startup (lifespan). One
     that was ready before hangs since then."""
-    doing = "importing" if worker.slot == TEMPLATE_SLOT else "starting"
-    what = f"{worker.name} did not finish {doing} {app} within {worker.release.config.worker.ready_timeout}"
+    doing = f"{'importing' if worker.slot == TEMPLATE_SLOT else 'starting'} {app}"
+    doing = "importing what the saves have in common" if worker.slot == WARM_SLOT else doing
+    what = f"{worker.name} did not finish {doing} within {worker.release.config.worker.ready_timeout}"
     hint = "raise [worker] ready_timeout if it only is slow; deployer check --preload shows where an import hangs"
     if worker.ready_at is not None:
         what = f"{worker.name} passed its preflight, but did not accept visitors in time: its event loop is stuck"

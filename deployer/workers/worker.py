@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
+from typing import Any
 
 from deployer.logs.capture import LineReader
 from deployer.releases.release import Release
@@ -16,7 +18,7 @@ from deployer.runtime.channel import Channel
 from deployer.sockets.address import Address
 from deployer.state.store import WorkerRow
 from deployer.units import parse_duration
-from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT
+from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT, WARM_SLOT
 from deployer.workers.shim import NO_ORDER
 
 TAIL_LINES = 50
@@ -45,12 +47,22 @@ class Exit:
     code: int | None
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What a warm template has in common with the workers that can be forked from it: see `order.fit`."""
+
+    environment: Path | None
+    env: Mapping[str, str]
+    limits: Mapping[str, Any]
+    packages: tuple[int, ...]
+
+
 @dataclass(eq=False)
 class Worker:
     """A process that runs, or has ended and is being taken leave of. Changed only by the pool."""
 
     id: int
-    slot: int  # from 1 on; PREFLIGHT_SLOT, TEMPLATE_SLOT
+    slot: int  # from 1 on; PREFLIGHT_SLOT, TEMPLATE_SLOT, WARM_SLOT
     generation: int
     release: Release
     listeners: tuple[Listener, ...]
@@ -80,6 +92,7 @@ class Worker:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     exit: Exit | None = None
+    fit: Fit | None = None  # of a warm template: what workers it can be forked for
     ordered: bool = False  # by us; whether a manager that died came to that, nobody knows
 
     @classmethod
@@ -117,6 +130,19 @@ class Worker:
         return self.slot > 0
 
     @property
+    def forks(self) -> bool:
+        """Is it there for others to be forked from?"""
+        return self.slot in (TEMPLATE_SLOT, WARM_SLOT)
+
+    @property
+    def can_fork(self) -> bool:
+        return self.forks and self.state is State.READY and self.exit is None and self.channel is not None
+
+    @property
     def name(self) -> str:
-        names = {PREFLIGHT_SLOT: "the preflight worker", TEMPLATE_SLOT: "the template"}
+        names = {
+            PREFLIGHT_SLOT: "the preflight worker",
+            TEMPLATE_SLOT: "the template",
+            WARM_SLOT: "the warm template",
+        }
         return names.get(self.slot, f"worker {self.slot}")

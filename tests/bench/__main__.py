@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import traceback
 
-from tests.bench import fairness, footprint, preload, rollback, rollout, stage, throughput
+from tests.bench import fairness, footprint, preload, rollback, rollout, saves, stage, throughput
 from tests.bench.table import end_with
 
 
 def main() -> int:
     """The parts run in this process, so that Ctrl-C reaches the one that has something to clean up."""
     code = 0
-    for part in (rollout, rollback, preload, stage, throughput, fairness, footprint):
+    for part in (rollout, rollback, preload, saves, stage, throughput, fairness, footprint):
         try:
             code = max(code, part.main())
         except Exception:

@@ -51,18 +51,12 @@ def node() -> Peer:
 
 @cache
 def pm2() -> Peer:
-    """PM2 from npm."""
-    node()
-    home = CACHE / "npm"
-    program = home / "node_modules" / ".bin" / "pm2"
-    if not program.exists():
-        if shutil.which("npm") is None:
-            raise SkippedError("npm is not installed")
-        home.mkdir(parents=True, exist_ok=True)
-        (home / "package.json").write_text('{"private": true}\n')
-        _install(["npm", "install", "--no-audit", "--no-fund", "--no-update-notifier", "pm2"], home)
-    package = json.loads((home / "node_modules" / "pm2" / "package.json").read_text())
-    return Peer("pm2", program, package["version"])
+    return _from_npm("pm2")
+
+
+@cache
+def nodemon() -> Peer:
+    return _from_npm("nodemon")
 
 
 @cache
@@ -83,24 +77,51 @@ def uwsgi() -> Peer:
 
 @cache
 def granian() -> Peer:
-    """granian from pip, with the loop that uvicorn takes too."""
+    """granian from pip, with the loop that uvicorn takes too, and with what --reload needs."""
     home = CACHE / "granian"
     program = home / "bin" / "granian"
-    if not program.exists():
-        _install([*_environment(home), "granian[uvloop]"], home)
+    if not (home / "bin" / "watchfiles").exists():
+        _install([*_environment(home), "granian[uvloop,reload]"], home)
     return Peer("granian", program, _output([str(program), "--version"]).split()[-1])
 
 
 @cache
 def libraries() -> Path:
-    """A directory for PYTHONPATH with numpy and pandas, for the Python that runs this: what an app may import."""
-    home = CACHE / f"libraries-{sys.implementation.cache_tag}"
-    if not (home / "pandas").exists():
+    """A directory for PYTHONPATH with numpy, pandas and aiohttp, for the Python that runs this: what an app may
+    import."""
+    return _for_pythonpath("libraries", "numpy", "pandas", "aiohttp")
+
+
+@cache
+def watchers() -> Path:
+    """... with what uvicorn and gunicorn need to be told of changes by the kernel."""
+    return _for_pythonpath("watchers", "watchfiles", "inotify")
+
+
+def _for_pythonpath(name: str, *packages: str) -> Path:
+    home = CACHE / f"{name}-{sys.implementation.cache_tag}"
+    if not all((home / package).exists() for package in packages):
         partial = home.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        _install([sys.executable, *PIP_INSTALL, "--target", str(partial), "numpy", "pandas"], CACHE)
+        for old in (partial, home):
+            shutil.rmtree(old, ignore_errors=True)
+        _install([sys.executable, *PIP_INSTALL, "--target", str(partial), *packages], CACHE)
         partial.rename(home)
     return home
+
+
+def _from_npm(name: str) -> Peer:
+    node()
+    home = CACHE / "npm"
+    program = home / "node_modules" / ".bin" / name
+    if not program.exists():
+        if shutil.which("npm") is None:
+            raise SkippedError("npm is not installed")
+        home.mkdir(parents=True, exist_ok=True)
+        if not (home / "package.json").exists():
+            (home / "package.json").write_text('{"private": true}\n')
+        _install(["npm", "install", "--no-audit", "--no-fund", "--no-update-notifier", name], home)
+    package = json.loads((home / "node_modules" / name / "package.json").read_text())
+    return Peer(name, program, package["version"])
 
 
 def _environment(home: Path) -> list[str]:
@@ -137,6 +158,7 @@ PEERS: dict[str, Callable[[], Peer]] = {
     "uvicorn": uvicorn,
     "node": node,
     "pm2": pm2,
+    "nodemon": nodemon,
     "uwsgi": uwsgi,
     "granian": granian,
 }
@@ -149,10 +171,11 @@ def main() -> int:
             print(f"{name} {peer.version}  {peer.program}")
         except SkippedError as why:
             print(f"{name} SKIPPED: {why}")
-    try:
-        print(f"numpy and pandas  {libraries()}")
-    except SkippedError as why:
-        print(f"numpy and pandas SKIPPED: {why}")
+    for find in (libraries, watchers):
+        try:
+            print(f"{find.__name__}  {find()}")
+        except SkippedError as why:
+            print(f"{find.__name__} SKIPPED: {why}")
     return 0
 
 

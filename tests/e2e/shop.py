@@ -106,9 +106,9 @@ class Shop(Cluster):
 class Running:
     """A command with --json under way; its events are read as they come."""
 
-    def __init__(self, cluster: Cluster, *words: str) -> None:
+    def __init__(self, cluster: Cluster, *words: str, process: subprocess.Popen[str] | None = None) -> None:
         self._words = words
-        self.process: subprocess.Popen[str] = cluster.start(*words, "--json")
+        self.process: subprocess.Popen[str] = process or cluster.start(*words, "--json")
         self.events: list[dict[str, Any]] = []
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._errors: list[str] = []

@@ -95,7 +95,7 @@ def test_a_step_that_fails_leaves_the_old_database_whole(layout: Layout, monkeyp
 
 
 def test_version_2_keeps_what_runs(tmp_path: Path) -> None:
-    """Only what came with version 3 is added: workers that run, and the hooks' journal, stay."""
+    """Only what came later is added: workers that run, and the hooks' journal, stay."""
     path = tmp_path / "two.db"
     with closing(sqlite3.connect(path)) as db:
         db.executescript(VERSION_1 + migrations.STEPS[1] + "PRAGMA user_version = 2;")
@@ -105,6 +105,6 @@ def test_version_2_keeps_what_runs(tmp_path: Path) -> None:
     store.close()
     added = {name: [row[0] for row in rows if row not in before[name]] for name, rows in columns(path).items()}
     assert {name: names for name, names in added.items() if names} == {
-        "rollouts": ["cut", "command"],
+        "rollouts": ["cut", "command", "watch"],
         "workers": ["retired_by"],
     }

@@ -38,7 +38,7 @@ def pool(tmp_path: Path) -> Iterator[Pool]:
 
 
 def worker(slot: int, line: Line) -> Any:
-    return SimpleNamespace(slot=slot, pid=slot, channel=line, exit=None, deaf=False)
+    return SimpleNamespace(slot=slot, pid=slot, channel=line, exit=None, deaf=False, forks=False)
 
 
 def test_one_that_never_stops_talking_does_not_stop_us(pool: Pool) -> None:

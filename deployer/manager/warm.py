@@ -1,0 +1,174 @@
+"""The warm template of a watch: that there is one, with what the saves have in common imported.
+
+Which modules these are is told by the workers of saves, and kept in `meta`, so that the next watch starts with them.
+While another is made the one before is used. Nothing depends on it: where none fits a worker boots on its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+
+from deployer.manager.retries import Retries
+from deployer.manager.supervisor import Supervisor
+from deployer.osutil.tasks import watched
+from deployer.releases.release import Release, is_dev
+from deployer.state.store import Store
+from deployer.wire.schema import WARM_SLOT
+from deployer.workers.pool import Pool
+from deployer.workers.worker import State, Worker
+
+META = "warm"
+NAMES_MAX = 128 * 1024  # bytes: what the socket to a process that still boots takes at once
+
+log = structlog.get_logger()
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What is known of modules, in the order of their import."""
+
+    names: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()  # they cannot be imported for themselves, or do not survive a fork
+    environment: str = ""  # where that was found
+
+    def grown(self, names: Sequence[str], environment: str) -> Known:
+        """With what a worker has imported. Another environment may import what this one could not."""
+        refused = self.refused if environment == self.environment else ()
+        new = dict.fromkeys(name for name in names if name not in self.names and name not in refused)
+        return Known(_bounded((*self.names, *new)), refused, environment)
+
+    def without(self, names: Sequence[str]) -> Known:
+        gone = set(names)
+        kept = tuple(name for name in self.names if name not in gone)
+        return Known(kept, tuple(dict.fromkeys((*self.refused, *names))), self.environment)
+
+
+class Warm:
+    """`want` says for which release; what is heard from workers and templates does the rest."""
+
+    def __init__(self, *, store: Store, pool: Pool, supervisor: Supervisor) -> None:
+        self._store, self._pool, self._supervisor = store, pool, supervisor
+        self._wanted: Release | None = None
+        self._latest: Worker | None = None
+        self._given: tuple[str, ...] = ()  # what that was told to import
+        self._retries = Retries()
+        self._is_hopeless = False  # even without packages there is something that does not survive a fork
+        self._look_is_due = False
+        pool.on_imported = self._on_imported
+        pool.on_refused = self._on_refused
+        pool.on_unsafe_warm = self._on_unsafe
+
+    @property
+    def known(self) -> Known:
+        found = self._store.get(META)
+        return Known() if found is None else msgspec.convert(found, Known)
+
+    def want(self, release: Release | None) -> None:
+        """Keep one that workers of releases like this can be forked from; None: end what there is."""
+        served = release is not None and release.config.worker.app is not None
+        if release is None or self._wanted is None or release.environment != self._wanted.environment:
+            self._is_hopeless = False
+            self._retries.forget(META)
+        self._wanted = release if served else None
+        self._look_soon()
+
+    # Hearing
+
+    def _on_imported(self, worker: Worker, names: Sequence[str]) -> None:
+        if is_dev(worker.release.name):
+            self._learn(self.known.grown(names, str(worker.release.environment)))
+
+    def _on_refused(self, worker: Worker, names: Sequence[str]) -> None:
+        """Another is made without these; who has tried to import them is not clean any more."""
+        log.info("warm.refused", pid=worker.pid, names=list(names))
+        self._learn(self.known.without(names))
+        self._pool.retire(worker)
+
+    def _on_unsafe(self, worker: Worker, what: str) -> None:
+        """Nobody knows by which of the modules: none of them, then."""
+        log.warning("warm.unsafe", pid=worker.pid, what=what, names=len(self._given))
+        self._is_hopeless = not self._given
+        self._learn(self.known.without(self._given))
+        self._pool.retire(worker)
+
+    def _learn(self, known: Known) -> None:
+        if known != self.known:
+            self._store.put(META, msgspec.to_builtins(known))
+            self._look_soon()
+
+    # What there should be, and that it is there
+
+    def _look_soon(self) -> None:
+        """What is heard at once is one look."""
+        if not self._look_is_due:
+            self._look_is_due = True
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        self._look_is_due = False
+        if self._supervisor.stopping:
+            return
+        if self._wanted is not None and not self._is_hopeless:
+            self._ensure(self._wanted)
+        for worker in self._outdated():
+            self._pool.retire(worker)
+
+    def _outdated(self) -> list[Worker]:
+        """All but the latest; those that are ready stay until that is."""
+        running, latest = self._running(), self._latest
+        if self._wanted is None or self._is_hopeless:
+            return running
+        is_ready = latest is not None and latest.state is State.READY
+        return [w for w in running if w is not latest and (is_ready or w.state is State.STARTING)]
+
+    def _ensure(self, release: Release) -> None:
+        try:
+            if self._is_right(release):
+                return
+            if (wait := self._retries.wait_s(META)) > 0:
+                asyncio.get_running_loop().call_later(wait, self._look_soon)
+                return
+            names = self.known.names
+            self._latest, self._given = self._pool.spawn_warm(release, names), names
+        except OSError as error:
+            log.error("warm.spawn_failed", release=release.name, error=str(error))
+            self._retries.died(META)
+            self._look_soon()
+        else:
+            watched(self._follow(self._latest))
+
+    def _is_right(self, release: Release) -> bool:
+        """Is the latest, ready or not yet, what there should be?"""
+        latest = self._latest
+        if latest is None or latest not in self._running():
+            return False
+        return self._given == self.known.names and self._pool.fits(latest, release)
+
+    async def _follow(self, worker: Worker) -> None:
+        started = asyncio.create_task(worker.started.wait())
+        ended = asyncio.create_task(worker.ended.wait())
+        await asyncio.wait({started, ended}, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+        self._look_soon()
+        await ended
+        if worker.state is not State.DRAINING or worker.failure is not None:
+            log.warning("warm.died", pid=worker.pid, exit=worker.exit, failure=worker.failure)
+            self._retries.died(META, worker.spawned_at)
+        self._look_soon()
+
+    def _running(self) -> list[Worker]:
+        workers = self._pool.workers.values()
+        return [w for w in workers if w.slot == WARM_SLOT and w.exit is None and w.state is not State.DRAINING]
+
+
+def _bounded(names: Sequence[str]) -> tuple[str, ...]:
+    size, kept = 0, []
+    for name in names:
+        size += len(name) + 3  # as JSON
+        if size > NAMES_MAX:
+            break
+        kept.append(name)
+    return tuple(kept)

@@ -1,0 +1,151 @@
+"""The process that watches a source, and stages what is saved in it (deployer/watch): started, heard, asked, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from deployer.manager.staging import LINE_LIMIT, STDERR_TAIL, STOP_S
+from deployer.osutil.tasks import watched
+from deployer.releases.request import StageRequest, StageResult
+from deployer.watch import protocol
+from deployer.watch.protocol import Error, Fault, Progress, Result, Saved, Settings, Watching
+from deployer.wire.schema import Problem
+
+END_S = 5.0  # how long it may take to end when it is told to
+
+log = structlog.get_logger()
+
+
+class ChildGoneError(Exception):
+    """It ended while it staged: what it made is to be made again."""
+
+
+class WatchChild:
+    """One process. `hear` gets what it has to say, `on_end` why it ended, unless it was `close`d."""
+
+    def __init__(
+        self, settings: Settings, hear: Callable[[Watching | Fault | Saved], None], on_end: Callable[[str], None]
+    ) -> None:
+        self.settings, self._hear, self._on_end = settings, hear, on_end
+        self._process: asyncio.subprocess.Process | None = None
+        self._staging: asyncio.Future[StageResult | Problem] | None = None
+        self._tell: Callable[[str], None] = lambda text: None
+        self._closing = False
+        self.watching = asyncio.Event()
+        self._task = watched(self._run())
+
+    async def stage(self, request: StageRequest, on_progress: Callable[[str], None]) -> StageResult | Problem:
+        """What it made, or why it could not. Cancelling undoes it. ChildGoneError: nobody knows what became of it."""
+        assert self._staging is None, "one at a time"
+        self._staging, self._tell = asyncio.get_running_loop().create_future(), on_progress
+        try:
+            self._say(protocol.Stage(request=request))
+            return await asyncio.shield(self._staging)
+        except asyncio.CancelledError:
+            await self._cancel(self._staging)
+            raise
+        finally:
+            self._staging = None
+
+    async def close(self) -> None:
+        """It ends, and with it what it was staging."""
+        self._closing = True
+        if self._process is None:
+            self._task.cancel()  # kills what is about to be there (asyncio.create_subprocess_exec)
+        elif self._process.stdin is not None:
+            self._process.stdin.close()
+        done, _ = await asyncio.wait([self._task], timeout=END_S)
+        if not done:
+            self._signal(signal.SIGKILL)
+            await asyncio.wait([self._task])
+
+    # Private
+
+    async def _run(self) -> None:
+        try:
+            self._process = process = await self._start()
+        except OSError as error:
+            self._gone(f"it cannot be started: {error}", b"")
+            return
+        assert process.stdout is not None
+        assert process.stderr is not None
+        errors = asyncio.create_task(process.stderr.read())
+        why = None
+        try:
+            self._say(protocol.Watch(settings=self.settings))
+            async for line in process.stdout:
+                self._take(protocol.decode_word(line))
+        except (msgspec.DecodeError, ValueError) as error:  # ValueError: a line beyond LINE_LIMIT
+            why = f"it wrote what nobody understands: {error}"
+            self._signal(signal.SIGKILL)
+        await process.wait()
+        self._gone(why or f"it ended with {process.returncode}", await errors)
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # the working directory is no place to import from
+            "-m",
+            "deployer.watch",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            cwd=self.settings.root,
+            limit=LINE_LIMIT,
+        )
+
+    def _take(self, word: protocol.ToManager) -> None:
+        match word:
+            case Progress():
+                self._tell(word.text)
+            case Result():
+                self._answer(word.result)
+            case Error():
+                self._answer(word.error)
+            case _:
+                if isinstance(word, Watching):
+                    self.watching.set()
+                self._hear(word)
+
+    def _answer(self, answer: StageResult | Problem) -> None:
+        if self._staging is not None and not self._staging.done():
+            self._staging.set_result(answer)
+
+    def _say(self, message: protocol.ToChild) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(protocol.encode(message))  # a pipe that broke: its end is heard
+
+    async def _cancel(self, staging: asyncio.Future[StageResult | Problem]) -> None:
+        if not staging.done():
+            self._say(protocol.Cancel())
+            await asyncio.wait([staging], timeout=STOP_S)
+        if not staging.done():
+            self._signal(signal.SIGKILL)
+            await asyncio.wait([staging])
+        if not staging.cancelled():
+            staging.exception()  # it is known: nobody else asks for it
+
+    def _gone(self, why: str, stderr: bytes) -> None:
+        lines = stderr.decode(errors="replace").splitlines()[-STDERR_TAIL:]
+        if self._staging is not None and not self._staging.done():
+            self._staging.set_exception(ChildGoneError(why))
+        if not self._closing:
+            log.error("watch.child_ended", why=why, stderr=lines)
+            self._on_end("\n".join([why, *lines[-1:]]))
+
+    def _signal(self, number: int) -> None:
+        if self._process is None:
+            return
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            pass  # it and all of its group have ended

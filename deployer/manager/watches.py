@@ -1,0 +1,517 @@
+"""`deployer watch`, and the deploy that waits for its fix: from what is saved to the rollouts it leads to.
+
+There is one watch at most. What it is lies in `meta`, and the next manager goes on with it. A save that comes while a
+rollout is under way supersedes it as long as no slot is left to the new release alone; else it waits for the end. The
+newest counts: what a snapshot holds is what is on disk when it is made, so no save is lost by those that are skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from deployer.clock import uptime
+from deployer.config.load import Loaded
+from deployer.config.model import Watch as Section
+from deployer.errors import BusyError, DeployerError, Exit
+from deployer.manager import staging
+from deployer.manager.commands import Commands
+from deployer.manager.driver import Driver
+from deployer.manager.occasion import FILES_TOLD, Occasion, Watch, WatchKind
+from deployer.manager.requests import Requests, Source
+from deployer.manager.saves import Saves
+from deployer.manager.watchchild import ChildGoneError, WatchChild
+from deployer.osutil.process import open_pidfd, start_ticks
+from deployer.osutil.tasks import watched
+from deployer.releases.catalog import Catalog
+from deployer.releases.release import is_dev as is_save
+from deployer.releases.request import Development, Directory, StageRequest, StageResult
+from deployer.rollout.machine import FINAL, WORKING, Kind, Phase, Rollout
+from deployer.state.store import NO_ROLLOUT, Store
+from deployer.units import parse_duration
+from deployer.watch.protocol import Fault, Saved, Settings, Watching
+from deployer.wire.schema import DeployRequest, Problem, RollbackRequest, RolloutInfo, WatchInfo, WatchRequest
+from deployer.workers.worker import Worker
+
+SUPERSEDED_IN = frozenset({Phase.STAGING, Phase.PREFLIGHT, Phase.CANARY, Phase.SOAKING})
+"""Phases that a newer save ends: every slot has its old worker still."""
+CHILD_S = 10.0  # how long a staging waits for the child that is to do it
+ASIDE = f"v{2**62 - 1}"  # what a look is staged as, and not kept
+AGAIN_S = 0.5  # before a child that ended is started anew
+PROVEN_S = 3.0  # a worker of a save that dies sooner, once live, takes its save back
+START = Saved(files=[], count=0, at=0.0)
+"""Not a save: what is on disk when nobody has watched."""
+
+log = structlog.get_logger()
+
+
+class Watches:
+    """`on_own_end` is called when a watch is over for which the cluster was started."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        catalog: Catalog,
+        driver: Driver,
+        commands: Commands,
+        requests: Requests,
+        saves: Saves,
+        root: str,
+        on_own_end: Callable[[], object],
+    ) -> None:
+        self._store, self._catalog, self._driver, self._commands = store, catalog, driver, commands
+        self._requests, self._saves, self._root, self._on_own_end = requests, saves, root, on_own_end
+        self._watch: Watch | None = None
+        self._child: WatchChild | None = None
+        self._pending: Saved | None = None
+        self._crashed: str | None = None
+        self._holder: int | None = None  # pidfd
+        self._count = 0
+        self._unseen = False  # something may have changed while nobody watched
+        self._watching: Watching | None = None
+        self._retry: asyncio.TimerHandle | None = None
+
+    # Commands
+
+    def start(self, request: WatchRequest) -> WatchInfo:
+        """Watch for saves. DeployerError where there is nothing to watch, or somebody does already."""
+        watch = self._watch
+        if watch is not None and watch.kind is WatchKind.DEV:
+            since = time.strftime("%H:%M:%S", time.localtime(watch.since))
+            raise BusyError(
+                f"{watch.path} is watched already, by {watch.who} since {since}",
+                cause="there is one watch at most",
+                hint="stop that one: q in its terminal",
+            )
+        loaded = self._requests.reload()
+        source = self._requests.source(DeployRequest(who=request.who, path=request.path), loaded)
+        path = _directory(source, loaded)
+        ticks = start_ticks(request.holder)
+        if ticks is None:
+            raise DeployerError("the command that asks has ended", exit_code=Exit.USAGE, reason="usage")
+        if watch is not None:
+            self.stop("a watch of every save begins")
+        self._begin(
+            Watch(
+                id=self._next_id(),
+                kind=WatchKind.DEV,
+                path=path,
+                who=request.who,
+                since=time.time(),
+                request=msgspec.structs.replace(request, path=path),
+                holder_ticks=ticks,
+            )
+        )
+        info = self.info()
+        assert info is not None
+        return info
+
+    def stop(self, why: str) -> None:
+        """End the watch; nothing where there is none. What serves goes on."""
+        watch, rollout = self._watch, self._driver.rollout
+        if watch is None:
+            return
+        self._watch, self._pending, self._crashed = None, None, None
+        with self._store.transaction():
+            self._store.put("watch", None)
+            if watch.active:
+                self._store.emit("watch.ended", rollout=NO_ROLLOUT, watch=watch.id, why=why)
+        log.info("watch.ended", watch=watch.id, why=why)
+        self._let_go_of_holder()
+        if rollout is not None and rollout.phase in WORKING and self._is_ours(rollout, watch):
+            self._driver.abort(watch.who)
+        self._close_child()
+        if watch.kind is WatchKind.DEV:
+            self._saves.end()
+            if watch.request is not None and watch.request.own:
+                self._on_own_end()
+
+    def again(self, who: str) -> RolloutInfo:
+        """Deploy what is on disk, even if it is what is live."""
+        self._dev()
+        if self._driver.rollout is not None:
+            raise BusyError("a save is on its way", hint="wait for it")
+        return self._commands.info(self._begin_save(START, force=True, who=who))
+
+    def back(self, who: str) -> RolloutInfo:
+        """To the save before the one that is live."""
+        watch = self._dev()
+        if self._driver.rollout is not None:
+            raise BusyError("a save is on its way", hint="wait for it")
+        before = self._catalog.save_before(self._store.get("release"))
+        if before is None:
+            raise DeployerError("there is no save before this one", exit_code=Exit.OK, reason="nothing_before")
+        return self._commands.info(self._go_back(watch, before, who))
+
+    def info(self) -> WatchInfo | None:
+        watch = self._watch
+        if watch is None or not watch.active:
+            return None
+        return WatchInfo(
+            id=watch.id,
+            kind=watch.kind,
+            path=watch.path,
+            mode=self._watching.mode if self._watching else None,
+            directories=self._watching.directories if self._watching else 0,
+            who=watch.who,
+            since=watch.since,
+            saves=self._count,
+            rollout=watch.rollout,
+        )
+
+    # The beginning of a manager
+
+    def resume(self) -> None:
+        """Go on with the watch of the manager before, if its command is still there."""
+        found = self._store.get("watch")
+        if found is not None:
+            self._begin(msgspec.convert(found, Watch), resumed=True)
+
+    # A deploy that may have to wait for its fix
+
+    def arm(self, number: int, request: DeployRequest, source: Source) -> None:
+        """A deploy begins that is to be held if it fails: what is saved from its snapshot on may be the fix."""
+        if self._watch is not None and self._watch.kind is WatchKind.DEV:
+            return  # whose saves go live anyway
+        if self._watch is not None or not isinstance(source, Directory):
+            return  # it is for a fix; or nobody edits there
+        path = os.path.normpath(os.path.join(self._requests.directory, os.path.expanduser(source.path)))
+        self._begin(
+            Watch(
+                id=self._next_id(),
+                kind=WatchKind.HEAL,
+                path=path,
+                who=request.who,
+                since=time.time(),
+                message=request.message,
+                rollout=number,
+                active=False,
+            )
+        )
+
+    def disarm(self) -> None:
+        """Somebody decides by hand what is to be live."""
+        if self._watch is not None and self._watch.kind is WatchKind.HEAL:
+            self.stop("another deploy or rollback was asked for")
+
+    # Staging
+
+    async def stage(self, request: StageRequest, on_progress: Callable[[str], None]) -> StageResult | Problem:
+        """By the child that watches the source, which is warm and knows when all is of one moment; else by one that is
+        started for it."""
+        child, watch = self._child, self._watch
+        if child is None or watch is None or not _is_of(request, watch):
+            return await staging.stage(request, on_progress)
+        try:
+            await asyncio.wait_for(child.watching.wait(), CHILD_S)
+            if not request.dry_run:
+                self._pending = None  # it is part of this snapshot
+            return await child.stage(request, on_progress)
+        except (TimeoutError, ChildGoneError) as error:
+            log.warning("watch.staged_without_child", error=str(error))
+            return await staging.stage(request, on_progress)
+
+    # What happens
+
+    def on_decided(self, rollout: Rollout) -> None:
+        """A rollout has an outcome; it may be held."""
+        watch = self._watch
+        if watch is None:
+            return
+        ours = self._is_ours(rollout, watch)
+        if watch.kind is WatchKind.DEV:
+            if ours:
+                self._saves.tidy(rollout)
+                self._follow_settings(watch)
+        elif ours or rollout.id == watch.rollout:
+            self._heal(watch, rollout)
+        elif rollout.phase is Phase.PROMOTED and rollout.kind in (Kind.DEPLOY, Kind.ROLLBACK):
+            self.stop(f"{rollout.release} is live")
+
+    def on_death(self, worker: Worker) -> None:
+        """A worker that was live died by itself."""
+        live = self._store.get("release")
+        young = worker.ready_at is not None and uptime() - worker.ready_at < PROVEN_S
+        if self.is_dev() and young and live is not None and worker.release.name == live and is_save(live):
+            self._crashed = live
+            self.advance()
+
+    def advance(self) -> None:
+        """Begin what is due, when its turn has come. Call it whenever something has changed."""
+        watch, rollout = self._watch, self._driver.rollout
+        if watch is None or not watch.active or self._commands.is_engaged:
+            return
+        if self._pending is not None and self._child is not None and self._child.watching.is_set():
+            if rollout is None:
+                self._begin_pending(watch)
+            elif self._may_supersede(rollout, watch):
+                self._driver.abort("a newer save", superseded=True)
+        elif rollout is None and self._crashed is not None:
+            self._fall_back(watch, self._crashed)
+
+    # Private: the watch
+
+    def _begin(self, watch: Watch, *, resumed: bool = False) -> None:
+        if watch.request is not None and not self._hold(watch.request.holder, watch.holder_ticks):
+            self._watch = watch
+            self.stop("the command that showed it has ended")
+            return
+        self._watch = watch
+        self._store.put("watch", msgspec.to_builtins(watch))
+        self._count, self._unseen = 0, watch.kind is WatchKind.DEV or resumed
+        if watch.kind is WatchKind.DEV:
+            self._saves.begin()
+        self._start_child()
+
+    def _next_id(self) -> int:
+        number = int(self._store.get("last_watch", 0)) + 1
+        self._store.put("last_watch", number)
+        return number
+
+    def _dev(self) -> Watch:
+        if self._watch is None or self._watch.kind is not WatchKind.DEV:
+            raise DeployerError("no watch runs", hint="deployer watch", exit_code=Exit.USAGE, reason="no_watch")
+        return self._watch
+
+    def is_dev(self) -> bool:
+        """Does every save go live?"""
+        return self._watch is not None and self._watch.kind is WatchKind.DEV
+
+    def _hold(self, pid: int, ticks: int) -> bool:
+        """Hear of the end of the command that the watch is for; False: it has ended."""
+        self._holder = open_pidfd(pid, ticks)
+        if self._holder is None:
+            return False
+        asyncio.get_running_loop().add_reader(self._holder, self.stop, "the command that showed it has ended")
+        return True
+
+    def _let_go_of_holder(self) -> None:
+        if self._holder is not None:
+            asyncio.get_running_loop().remove_reader(self._holder)
+            os.close(self._holder)
+            self._holder = None
+
+    # Private: the child
+
+    def _start_child(self) -> None:
+        watch = self._watch
+        if watch is None:
+            return
+        self._retry = None
+        self._child = WatchChild(self._settings(watch), self._hear, self._on_child_end)
+
+    def _follow_settings(self, watch: Watch) -> None:
+        """[watch] in deployer.toml may be what was saved."""
+        if self._child is not None and self._child.settings != self._settings(watch):
+            self._close_child()
+            self._unseen = True
+            self._start_child()
+
+    def _close_child(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._child is not None:
+            watched(self._child.close())
+        self._child, self._watching = None, None
+
+    def _settings(self, watch: Watch) -> Settings:
+        config = self._requests.config()
+        section, request = config.watch, watch.request or WatchRequest(who=watch.who, holder=0)
+        return Settings(
+            path=watch.path,
+            root=self._root,
+            paths=request.paths or section.paths,
+            ignore=[*section.ignore, *request.ignore],
+            extensions=request.extensions or section.extensions,
+            settle_s=_seconds(request.settle, section),
+            poll_s=None if request.poll is None else parse_duration(request.poll),
+            include=config.source.include,
+            exclude=config.source.exclude,
+        )
+
+    def _on_child_end(self, why: str) -> None:
+        assert self._watch is not None
+        self._child, self._watching = None, None
+        self._tell_fault(Fault(what="the process that watches has ended", cause=why, hint="it is started anew"))
+        self._unseen = True
+        self._retry = asyncio.get_running_loop().call_later(AGAIN_S, self._start_child)
+
+    def _hear(self, word: Watching | Fault | Saved) -> None:
+        watch = self._watch
+        if watch is None:
+            return
+        match word:
+            case Watching():
+                self._on_watching(watch, word)
+            case Fault():
+                self._tell_fault(word)
+            case Saved():
+                self._count += 1
+                self._pending = word
+                if watch.active:
+                    self._tell_saved(watch, word)
+        self.advance()
+
+    def _on_watching(self, watch: Watch, word: Watching) -> None:
+        before, self._watching = self._watching, word
+        if watch.active and before != word:
+            self._tell_started(watch)
+        if self._unseen and watch.kind is WatchKind.DEV:
+            self._unseen, self._pending = False, self._pending or START
+        elif self._unseen and watch.active:
+            watched(self._look(watch))
+
+    def _tell_started(self, watch: Watch) -> None:
+        assert self._watching is not None
+        self._store.emit(
+            "watch.started",
+            rollout=NO_ROLLOUT,
+            watch=watch.id,
+            kind=watch.kind,
+            path=watch.path,
+            mode=self._watching.mode,
+            directories=self._watching.directories,
+        )
+
+    def _tell_fault(self, fault: Fault) -> None:
+        watch = self._watch
+        if watch is not None:
+            self._store.emit(
+                "watch.fault", rollout=NO_ROLLOUT, watch=watch.id, what=fault.what, cause=fault.cause, hint=fault.hint
+            )
+
+    def _tell_saved(self, watch: Watch, saved: Saved) -> None:
+        files = saved.files[:FILES_TOLD]
+        self._store.emit("watch.saved", rollout=NO_ROLLOUT, watch=watch.id, files=files, count=saved.count, at=saved.at)
+
+    # Private: rollouts
+
+    def _is_ours(self, rollout: Rollout, watch: Watch) -> bool:
+        row = self._store.row("SELECT watch FROM rollouts WHERE id = ?", rollout.id)
+        return row is not None and row["watch"] == watch.id
+
+    def _may_supersede(self, rollout: Rollout, watch: Watch) -> bool:
+        if not (self._is_ours(rollout, watch) or rollout.id == watch.rollout):
+            return False
+        if rollout.kind is not Kind.DEPLOY or rollout.phase in FINAL:
+            return False
+        return rollout.phase in SUPERSEDED_IN or rollout.phase is Phase.HELD
+
+    def _begin_pending(self, watch: Watch) -> None:
+        saved = self._pending
+        assert saved is not None
+        self._pending = None
+        try:
+            self._begin_save(saved, force=False, who=watch.who)
+        except DeployerError as error:  # deployer.toml is part of what is being edited
+            log.warning("watch.cannot_begin", what=error.what)
+            self._tell_fault(Fault(what=error.what, cause=error.cause, hint="fix and save"))
+
+    def _begin_save(self, saved: Saved, *, force: bool, who: str) -> int:
+        watch = self._watch
+        assert watch is not None
+        occasion = Occasion(
+            watch=watch.id,
+            files=saved.files[:FILES_TOLD],
+            saved_at=saved.at if saved.count else None,
+            fixes=watch.rollout,
+        )
+        if watch.kind is WatchKind.HEAL:
+            request = DeployRequest(who=who, path=watch.path, message=watch.message, watch=True)
+            return self._commands.begin_deploy(request, occasion=occasion)
+        assert watch.request is not None
+        return self._commands.begin_deploy(
+            DeployRequest(who=who, path=watch.path, force=force),
+            occasion=occasion,
+            development=Development(stop_signal=watch.request.signal, reload=watch.request.reload),
+            workers=watch.request.workers,
+        )
+
+    def _fall_back(self, watch: Watch, crashed: str) -> None:
+        """The live save is no good after all."""
+        self._crashed = None
+        before = self._catalog.save_before(crashed)
+        if before is None or self._store.get("release") != crashed:
+            return
+        self._catalog.end(crashed, "bad", "crash")
+        self._go_back(watch, before, watch.who, f"{crashed} crashed")
+
+    def _go_back(self, watch: Watch, before: str, who: str, message: str | None = None) -> int:
+        request = RollbackRequest(who=who, release=before, message=message)
+        return self._commands.begin_rollback(request, occasion=Occasion(watch=watch.id))
+
+    # Private: healing
+
+    def _heal(self, watch: Watch, rollout: Rollout) -> None:
+        """The deploy, or what was to be its fix, has an outcome."""
+        if rollout.phase in (Phase.PROMOTED, Phase.UNCHANGED):
+            self.stop(f"{rollout.release or self._store.get('release')} is live")
+            return
+        if rollout.release is not None:
+            watch = msgspec.structs.replace(watch, failed=rollout.release)
+        self._watch = msgspec.structs.replace(watch, active=True)
+        self._store.put("watch", msgspec.to_builtins(self._watch))
+        if watch.active:
+            return
+        if self._watching is not None:
+            self._tell_started(self._watch)
+        if self._pending is not None:
+            self._tell_saved(self._watch, self._pending)
+        if self._unseen:
+            watched(self._look(self._watch))
+        asyncio.get_running_loop().call_soon(self.advance)
+
+    async def _look(self, watch: Watch) -> None:
+        """Has anything changed since what failed was staged, while nobody watched?"""
+        self._unseen = False
+        digest, _ = self._catalog.digests(watch.failed)
+        if digest is not None:
+            request = DeployRequest(who=watch.who, path=watch.path)
+            try:
+                loaded = self._requests.reload()
+                wanted = self._requests.stage(request, loaded, self._requests.source(request, loaded), ASIDE)
+            except DeployerError as error:
+                log.warning("watch.cannot_look", what=error.what)
+                return
+            wanted = msgspec.structs.replace(wanted, dry_run=True, live_digest=digest, live_settings=None, force=False)
+            found = await staging.stage(wanted, lambda text: None)
+            if isinstance(found, Problem) or found.outcome == "same":
+                return
+        if self._watch is not None and self._watch.id == watch.id:
+            self._pending = self._pending or START
+            self.advance()
+
+
+def _directory(source: Source, loaded: Loaded) -> str:
+    if not isinstance(source, Directory):
+        raise DeployerError(
+            "only a directory can be watched",
+            cause="[source] in deployer.toml names something else",
+            hint="deployer watch DIR",
+            exit_code=Exit.USAGE,
+            reason="usage",
+        )
+    path = os.path.normpath(os.path.join(loaded.directory, os.path.expanduser(source.path)))
+    if not os.path.isdir(path):
+        raise DeployerError(
+            f"{path} is not a directory", hint="deployer watch DIR", exit_code=Exit.USAGE, reason="usage"
+        )
+    return path
+
+
+def _is_of(request: StageRequest, watch: Watch) -> bool:
+    """Is it the watch's source that is to be staged?"""
+    if not isinstance(request.source, Directory):
+        return False
+    return os.path.normpath(os.path.join(request.directory, os.path.expanduser(request.source.path))) == watch.path
+
+
+def _seconds(settle: str | None, section: Section) -> float:
+    return parse_duration(settle or section.settle)
