@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from deployer.cli import plan, turns
+from deployer.cli.healing import heal
 from deployer.cli.session import Session
 from deployer.cli.source import Source, classify
 from deployer.cli.turns import DryRun, Queue, Supersede
 from deployer.cli.watching import watch
 from deployer.client.follow import past_events
+from deployer.config.load import load
 from deployer.errors import UsageError
 from deployer.units import parse_duration
 from deployer.wire.schema import AbortRequest, DeployRequest, RolloutInfo
@@ -43,6 +45,9 @@ def run(
         bool, typer.Option("--env-only", help="The live release again, with env and env_file read anew.")
     ] = False,
     dry_run: DryRun = False,
+    wait_for_fix: Annotated[
+        bool, typer.Option("--watch", help="If it fails, hold it and watch the directory for a fix, which is deployed.")
+    ] = False,
 ) -> int:
     """Put a new release live, one worker at a time; go back if it fails.
 
@@ -52,6 +57,8 @@ def run(
     """
     limit = duration(timeout)
     turns.check(queue=queue, supersede=supersede)
+    if wait_for_fix:
+        _refuse_beside_watch({"--detach": detach, "--dry-run": dry_run, "--abort": abort, "--env-only": env_only})
     if abort:
         if any((path, git, ref, force, detach, queue, supersede, env_only, dry_run)) or not _is_rollout(source):
             cause = "it takes no more than the number of a rollout that waits"
@@ -62,6 +69,7 @@ def run(
         raise UsageError(
             "--env-only deploys what is live already: it takes no source", hint="deployer deploy --env-only"
         )
+    watched = _watched(session, chosen) if wait_for_fix else None
     request = DeployRequest(
         who=session.who,
         path=chosen.path,
@@ -75,6 +83,7 @@ def run(
         env_only=env_only,
         queue=queue,
         supersede=supersede,
+        watch=wait_for_fix,
     )
     if dry_run:
         return plan.show(session, session.client.plan_deploy(request))
@@ -82,6 +91,8 @@ def run(
         session, queue=queue and not detach, supersede=supersede, hint="deployer deploy --queue --detach"
     )
     info = session.client.deploy(request)
+    if watched is not None:
+        return heal(session, info, watched, limit)
     return detached(session, info) if detach else watch(session, info, timeout=limit, mine=True)
 
 
@@ -91,6 +102,24 @@ def duration(text: str | None) -> float | None:
         return None if text is None else parse_duration(text)
     except ValueError as error:
         raise UsageError(f"--timeout: {error}", hint="deployer deploy --timeout 5m") from error
+
+
+def _refuse_beside_watch(others: dict[str, bool]) -> None:
+    for option, given in others.items():
+        if given:
+            cause = "--watch stays and waits for a fix if the deploy fails"
+            raise UsageError(f"--watch and {option} exclude each other", cause=cause, hint="deployer deploy --help")
+
+
+def _watched(session: Session, source: Source) -> str:
+    """The directory in which a fix would be saved; UsageError for what is none."""
+    if source.path is not None:
+        return source.path
+    directory = load(session.file).source_dir if source == Source() else None
+    if directory is None:
+        cause = "what comes from a repository, an archive or an index is not where it is edited"
+        raise UsageError("--watch needs a directory", cause=cause, hint="deployer deploy --watch --path .")
+    return str(directory)
 
 
 def detached(session: Session, info: RolloutInfo) -> int:

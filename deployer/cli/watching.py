@@ -36,7 +36,21 @@ def watch(
     done: str | None = None,
     mine: bool = False,
 ) -> int:
-    """Follow a rollout to its end and say how it went; `done` words the success.
+    """Follow a rollout to its end and say how it went; `done` words the success. The rest is as of `follow`."""
+    view = follow(session, info, timeout=timeout, history=history, mine=mine)
+    conclude(view, session.out, session.app, aborting=aborting, done=done)
+    return exit_code(view, aborting=aborting)
+
+
+def follow(
+    session: Session,
+    info: RolloutInfo,
+    *,
+    timeout: float | None = None,
+    history: Sequence[Event] = (),
+    mine: bool = False,
+) -> RolloutView:
+    """Show a rollout until its end, whose last words are left to the caller.
 
     `timeout` counts from the start of the command, as its user's clock does. `history` was shown before
     or need not be: what comes after it is followed. `mine`: this command asked for the rollout; interrupted while it
@@ -63,9 +77,8 @@ def watch(
         interrupted.told = True
         raise
     except FollowTimeout:
-        raise _timed_out(session) from None
-    conclude(view, out, session.app, aborting=aborting, done=done)
-    return exit_code(view, aborting=aborting)
+        raise timed_out(session) from None
+    return view
 
 
 def _events(
@@ -81,10 +94,12 @@ def _events(
     return events if ended else [*events, _finished_event(info)]
 
 
-def _timed_out(session: Session) -> DeployerError:
+def timed_out(
+    session: Session, what: str = "the rollout is not finished", goes_on: str = "the rollout"
+) -> DeployerError:
     return DeployerError(
-        f"the rollout is not finished after {format_duration(monotonic() - session.started)}",
-        cause="--timeout passed; the rollout goes on",
+        f"{what} after {format_duration(monotonic() - session.started)}",
+        cause=f"--timeout passed; {goes_on} goes on",
         hint="deployer follow",
         exit_code=Exit.TIMEOUT,
         reason="timeout",
