@@ -1,4 +1,4 @@
-"""A deploy that failed heals: its source stays watched, and the fix that somebody saves goes live with all its steps."""
+"""A deploy that failed heals: its source stays watched, and the fix that somebody saves goes live, by all its steps."""
 
 from __future__ import annotations
 
