@@ -210,6 +210,7 @@ def _stage(parent: int, request: StageRequest, told: int, questions: socket.sock
             os.dup2(told, 1)
             os.closerange(3, questions.fileno())
             os.closerange(questions.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+            gc.disable()  # it lives for some milliseconds
             warnings.simplefilter("ignore")  # of files that are compiled: the worker that imports them tells
             status = stage.perform(lambda: request, OneMoment(questions))
     finally:
