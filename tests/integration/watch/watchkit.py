@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-
 from deployer.config.model import Config, Listen, Worker
 from deployer.config.model import Source as SourceTable
 from deployer.osutil.process import descendants
