@@ -125,18 +125,19 @@ class IndexReader:
 
     def all(self) -> Iterator[tuple[bytes, Entry]]:
         """Every file, with its directory. Raises DamagedError where the index is missing or damaged."""
-        for directory, entries in self.directories():
-            yield from ((directory, entry) for entry in entries.values())
+        for directory, rows in self.rows():
+            yield from ((directory, entry) for entry in files(rows).values())
 
-    def directories(self) -> Iterator[tuple[bytes, dict[bytes, Entry]]]:
-        """All of them that have files. Raises DamagedError."""
+    def rows(self) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Each directory that has files, with what `files` makes them of: equal rows are equal files. Raises
+        DamagedError."""
         if self._db is None:
             raise DamagedError
         try:
-            rows = self._db.execute("SELECT directory, entries FROM files ORDER BY directory, turn")
-            for directory, group in groupby(rows, key=itemgetter(0)):
-                yield directory, _merged(entries for _, entries in group)
-        except (sqlite3.Error, msgspec.MsgspecError) as error:
+            found = self._db.execute("SELECT directory, entries FROM files ORDER BY directory, turn")
+            for directory, group in groupby(found, key=itemgetter(0)):
+                yield directory, [entries for _, entries in group]
+        except sqlite3.Error as error:
             raise DamagedError from error
 
     def close(self) -> None:
@@ -154,6 +155,14 @@ decode = msgspec.msgpack.Decoder(list[Entry]).decode
 def _directory(db: sqlite3.Connection, directory: bytes) -> dict[bytes, Entry]:
     rows = db.execute("SELECT entries FROM files WHERE directory = ? ORDER BY turn", (directory,))
     return _merged(entries for (entries,) in rows)
+
+
+def files(rows: list[bytes]) -> dict[bytes, Entry]:
+    """The files of one directory by name. Raises DamagedError."""
+    try:
+        return _merged(rows)
+    except msgspec.MsgspecError as error:
+        raise DamagedError from error
 
 
 def _merged(rows: Iterable[bytes]) -> dict[bytes, Entry]:

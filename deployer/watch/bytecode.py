@@ -10,23 +10,24 @@ from __future__ import annotations
 import os
 import py_compile
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
-
-from deployer.releases.index import Entry
 
 _CACHE = "__pycache__"
 
 
-def share(previous: Path, tree: Path, same: dict[str, list[tuple[str, Entry]]]) -> None:
-    """Link what the previous release has of the files that are the same."""
+def share(previous: Path, tree: Path, same: Mapping[str, Collection[str] | None]) -> None:
+    """Link what the previous release has of the files that are the same: by directory their names, None for all."""
     for directory, files in same.items():
         old = os.path.join(previous, directory, _CACHE)
         try:
-            cached = os.listdir(old)
+            names = os.listdir(old)
         except OSError:
             continue  # nobody has imported from here
-        stems = {name[:-3] for name, _ in files if name.endswith(".py")}
-        names = [name for name in cached if name.endswith(".pyc") and name.split(".", 1)[0] in stems]
+        if files is not None:
+            stems = {name[:-3] for name in files if name.endswith(".py")}
+            names = [name for name in names if name.split(".", 1)[0] in stems]
+        names = [name for name in names if name.endswith(".pyc")]
         if names:
             _link(old, os.path.join(tree, directory, _CACHE), names)
 

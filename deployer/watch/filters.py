@@ -17,11 +17,23 @@ from deployer.releases.sources.directory import ALWAYS_EXCLUDED
 from deployer.watch.protocol import Settings
 
 IGNORED = (
-    *(".git", ".hg", ".svn", ".venv/", "venv/", "node_modules/", "bower_components/"),
+    *(".git", ".hg", ".svn", "node_modules/", "bower_components/"),
     *("__pycache__/", "*.pyc", "*.pyo", ".pytest_cache/", ".mypy_cache/", ".ruff_cache/", ".tox/", ".nox/"),
     *(".hypothesis/", ".nyc_output/", ".sass-cache/", ".idea/", ".vscode/", "*.log", ".DS_Store"),
-    # Of editors: vim's test of the directory, swap files and backups; Emacs' locks and autosaves; JetBrains; KDE.
-    *("4913", "*.swp", "*.swo", "*.swx", "*~", ".#*", "#*#", "*___jb_tmp___", "*___jb_old___", ".goutputstream-*"),
+    # Of editors: vim's test of the directory, swap files and backups; Emacs' locks and autosaves; JetBrains, GNOME.
+    *(
+        "4913",
+        "*.swp",
+        "*.swo",
+        "*.swx",
+        "*~",
+        ".#*",
+        "#*#",
+        "*___jb_tmp___",
+        "*___jb_old___",
+        ".goutputstream-*",
+        "*.tmp-*",
+    ),
 )
 """Names, beside virtual environments and ROOT, which are known by what is in them."""
 

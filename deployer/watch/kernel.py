@@ -7,6 +7,7 @@ half a second, and cannot say "that was all until now".
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 import time
@@ -31,7 +32,7 @@ _KINDS = (
 )
 _HEAD = struct.Struct("iIII")
 _READ = 1 << 18  # bytes at once
-_LIMITS = (28, 24)  # ENOSPC: watches of this user; EMFILE: instances of this user, or descriptors of this process
+_LIMITS = (errno.ENOSPC, errno.EMFILE)  # of watches; of instances
 
 
 class LimitError(Exception):
@@ -39,7 +40,7 @@ class LimitError(Exception):
 
     def __init__(self, number: int, directories: int) -> None:
         super().__init__(os.strerror(number))
-        self.key = "max_user_watches" if number == _LIMITS[0] else "max_user_instances"
+        self.of_watches = number == errno.ENOSPC
         self.directories = directories  # that are watched already
 
 

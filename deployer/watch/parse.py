@@ -19,9 +19,10 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from deployer.errors import BuildError
-from deployer.releases.index import DamagedError, Entry, IndexReader, place
+from deployer.releases.index import DamagedError, Entry, IndexReader, files, place
 from deployer.releases.sources.base import shown
 from deployer.releases.stage import Taken
 from deployer.watch import bytecode
@@ -45,47 +46,55 @@ class FaultError(Exception):
         self.excerpt = excerpt
 
 
-Differing = dict[str, list[tuple[str, Entry]]]
-"""Files by directory, with what is known of each."""
+class Compared(NamedTuple):
+    """Two releases. Each directory by its path, each file by its name in it."""
+
+    changed: dict[str, list[tuple[str, Entry]]]
+    same: dict[str, set[str] | None]  # None: all files that it has
 
 
 def check(taken: Taken) -> None:
     """Raises BuildError (reason "syntax") for changed files that cannot be read. Leaves bytecode in a save."""
     new = place(taken.layout.release(taken.name))
     old = place(taken.previous) if taken.previous is not None else None
-    changed, same = compare(new, old)
+    compared = compare(new, old)
     ours = runs_on_ours(taken)
     if taken.development and ours and taken.previous is not None:
-        bytecode.share(taken.previous, taken.tree, same)
+        bytecode.share(taken.previous, taken.tree, compared.same)
     compiler = _compiler(taken) if ours else None
-    faults = _faults(taken, changed, compiler, judge=old is not None)
+    faults = _faults(taken, compared, compiler, judge=old is not None)
     if faults:
         raise _error(faults)
 
 
-def compare(new: Path, old: Path | None) -> tuple[Differing, Differing]:
-    """By the indexes: the files that are new or differ, and those that are the same, also in their times."""
-    changed: Differing = {}
-    same: Differing = {}
+def compare(new: Path, old: Path | None) -> Compared:
+    """By the indexes: which files are new or differ, and which are the same, also in their times."""
+    changed: dict[str, list[tuple[str, Entry]]] = {}
+    same: dict[str, set[str] | None] = {}
     before = IndexReader(old) if old is not None else None
     after = IndexReader(new)
     try:
-        known = dict(before.directories()) if before is not None else {}
-        for directory, entries in after.directories():
-            former = known.get(directory, {})
-            path = os.fsdecode(directory)
-            for raw, entry in entries.items():
-                one = former.get(raw)
-                is_same = one is not None and (one.digest, one.mtime_ns) == (entry.digest, entry.mtime_ns)
-                kind = same if is_same else changed
-                kind.setdefault(path, []).append((os.fsdecode(raw), entry))
+        known = dict(before.rows()) if before is not None else {}
+        for directory, rows in after.rows():
+            path, former = os.fsdecode(directory), known.get(directory, [])
+            if rows == former:
+                same[path] = None
+                continue
+            were, are = files(former), files(rows)
+            kept = {name for name, entry in are.items() if name in were and _is_same(were[name], entry)}
+            same[path] = {os.fsdecode(name) for name in kept}
+            changed[path] = [(os.fsdecode(name), entry) for name, entry in are.items() if name not in kept]
     except DamagedError:
-        return {}, {}
+        return Compared({}, {})
     finally:
         after.close()
         if before is not None:
             before.close()
-    return changed, same
+    return Compared(changed, same)
+
+
+def _is_same(old: Entry, new: Entry) -> bool:
+    return (old.digest, old.mtime_ns) == (new.digest, new.mtime_ns)
 
 
 def runs_on_ours(taken: Taken) -> bool:
@@ -124,12 +133,12 @@ def _compiler(taken: Taken) -> Parser:
     return partial(_parse_python, bytecode.make if taken.development else _compile)
 
 
-def _faults(taken: Taken, changed: Differing, compiler: Parser | None, *, judge: bool) -> list[tuple[str, FaultError]]:
+def _faults(taken: Taken, compared: Compared, compiler: Parser | None, *, judge: bool) -> list[tuple[str, FaultError]]:
     """With `judge` unset nothing is known of what was there before, and so nothing is held against it."""
     faults: list[tuple[str, FaultError]] = []
     deadline = time.monotonic() + BUDGET_S
-    for directory, files in changed.items():
-        for name, entry in files:
+    for directory, entries in compared.changed.items():
+        for name, entry in entries:
             parse = compiler if name.endswith(".py") else _PARSERS.get(os.path.splitext(name)[1])
             if parse is None or entry.size > SIZE_MAX:
                 continue

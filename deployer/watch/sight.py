@@ -98,33 +98,45 @@ class Sight:
     def _fall_back(self, error: LimitError) -> None:
         self._poll_s = FALLBACK_POLL_S
         self._poll()
-        self._tell(fault(error, self._watch.directories, _limit(error.key)))
+        self._tell(fault(error, self._watch.directories, _limit(error)))
 
     def _replaced(self) -> bool:
         self._top_at = time.monotonic() + TOP_S
         return identity(self._settings.path) != self._identity
 
 
-def fault(error: LimitError, directories: int, limit: int | None) -> Fault:
-    """What a person should do about it."""
+def fault(error: LimitError, directories: int, limit: tuple[str, int] | None) -> Fault:
+    """What a person should do about it. `limit`: the sysctl that says how much there is, and its value."""
     every = format_duration(FALLBACK_POLL_S)
-    of = f" of {limit}" if limit is not None else ""
-    if error.key == "max_user_watches":
-        had = f"{error.directories} of {directories} directories are watched"
-        cause = f"{had}, and the limit{of} for all programs of this user is reached ({error})"
-        more = max(524_288, 2 * (limit or 0))
-    else:
-        cause = f"no more inotify instances{of} for all programs of this user ({error})"
-        more = max(1024, 2 * (limit or 0))
+    what = "inotify watches" if error.of_watches else "inotify instances"
+    of = f" ({limit[0]} = {limit[1]})" if limit is not None else ""
+    had = f"{error.directories} of {directories} directories were watched" if error.of_watches else "none is left"
     return Fault(
-        what=f"the kernel cannot watch all directories: they are looked at every {every} instead",
-        cause=cause,
-        hint=f"sudo sysctl fs.inotify.{error.key}={more}  # then start the watch again",
+        what=f"not all directories can be watched: they are looked at every {every} from now on",
+        cause=f"the limit of {what} for all programs of this user is reached{of}; {had}",
+        hint=_hint(error, limit),
     )
 
 
-def _limit(key: str) -> int | None:
-    try:
-        return int(Path(f"/proc/sys/fs/inotify/{key}").read_text())
-    except (OSError, ValueError):
-        return None
+def _hint(error: LimitError, limit: tuple[str, int] | None) -> str:
+    key, value = limit or (_SYSCTLS[error.of_watches][0], 0)
+    enough = max(524_288 if error.of_watches else 1024, 2 * value)
+    return f"sudo sysctl {key}={enough}  # then start the watch again"
+
+
+_SYSCTLS = {
+    True: ("fs.inotify.max_user_watches", "user.max_inotify_watches"),
+    False: ("fs.inotify.max_user_instances", "user.max_inotify_instances"),
+}
+"""By whether watches are meant. The second is that of the user namespace, in a container."""
+
+
+def _limit(error: LimitError) -> tuple[str, int] | None:
+    """The lowest of those that count."""
+    found = []
+    for key in _SYSCTLS[error.of_watches]:
+        try:
+            found.append((int(Path("/proc/sys", *key.split(".")).read_text()), key))
+        except (OSError, ValueError):
+            continue
+    return (min(found)[1], min(found)[0]) if found else None

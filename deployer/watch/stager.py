@@ -25,6 +25,7 @@ from deployer.releases import again, build, python, stage  # noqa: F401
 from deployer.releases import process as manners
 from deployer.releases.fetch import Fetched
 from deployer.releases.request import StageRequest, decode_line
+from deployer.releases.sources.base import shown
 from deployer.watch.parse import check
 from deployer.watch.protocol import Error, Progress, Result, ToManager
 from deployer.wire.schema import Problem
@@ -183,7 +184,7 @@ class OneMoment(stage.Conditions):
             if time.monotonic() >= deadline:
                 raise SourceError(
                     "files change all the time",
-                    cause=f"{changed} was written while the source was copied, for {UNQUIET_S:.0f} s",
+                    cause=f"{shown(changed)} was written while the source was copied, for {UNQUIET_S:.0f} s",
                     hint="add what is written to `ignore` in [watch] of deployer.toml, or to .gitignore",
                 ) from failure
 
@@ -210,6 +211,7 @@ def _stage(parent: int, request: StageRequest, told: int, questions: socket.sock
             os.dup2(told, 1)
             os.closerange(3, questions.fileno())
             os.closerange(questions.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+            gc.disable()  # it lives for some milliseconds
             warnings.simplefilter("ignore")  # of files that are compiled: the worker that imports them tells
             status = stage.perform(lambda: request, OneMoment(questions))
     finally:

@@ -7,6 +7,7 @@ import select
 import time
 from collections.abc import Callable
 
+from deployer.releases.sources.base import shown
 from deployer.watch.batch import Batch
 from deployer.watch.protocol import Cancel, Saved, Settings, Stage, ToChild, ToManager, Watch, decode_order
 from deployer.watch.settle import Settle
@@ -119,7 +120,7 @@ class Watcher:
         if self._batch:
             at = self._batch.at
             files, count = self._batch.take()
-            self._tell(Saved(files=files, count=count, at=at))
+            self._tell(Saved(files=[shown(path) for path in files], count=count, at=at))
 
     def _answer(self, question: bytes) -> None:
         """All that happened until now has been seen."""

@@ -27,6 +27,7 @@ TRIES = 5
 """How often a file or directory that changes under the copy is copied anew before that is an error."""
 RETRY_PAUSE_S = 0.05
 """Between tries: an editor or compiler has then finished the file it was writing."""
+LINKED_HERE = 100  # files; for no more a process that links them would take longer to start than it saves
 PROGRESS_S = 2.0  # between two lines of progress
 
 _REPLACED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE}
@@ -311,7 +312,8 @@ class _Copier:
         if not known and content(place.fd, name) != old.digest:
             return None
         ctime_ns = found.st_ctime_ns if known or is_settled(found) else 0
-        if self._previous.links and place.old.linkable(old):
+        many = self._previous.links and self._previous.shared_files + len(place.to_link) >= LINKED_HERE
+        if many and place.old.linkable(old):
             if not known or not old.linked:
                 old = old._replace(linked=True, source_inode=found.st_ino, source_ctime_ns=ctime_ns)
             place.to_link.append(old)
