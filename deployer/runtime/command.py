@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import atexit
 import faulthandler
+import functools
 import logging
 import os
 import signal
@@ -74,7 +75,9 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
+@functools.cache
 def _parser() -> argparse.ArgumentParser:
+    """Made once, also for all the workers that are forked from a warm template."""
     parser = argparse.ArgumentParser(prog="deployer.runtime", description="A worker of [worker] app.")
     parser.add_argument("app", nargs="?", default="", help="module:object or module:factory(); none with --warm")
     parser.add_argument("--warm", action="store_true")

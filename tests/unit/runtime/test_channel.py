@@ -39,6 +39,17 @@ def test_a_message_comes_whole_with_its_descriptors(ends: tuple[Channel, Channel
         os.close(fd)
 
 
+def test_many_names_come_in_several_messages(ends: tuple[Channel, Channel]) -> None:
+    names = [f"package.módulo{number}" for number in range(4000)]
+    assert ends[0].send_names("import", names)
+    found = []
+    while (message := ends[1].receive()) is not None:
+        assert message[0]["op"] == "import"
+        found.append(message[0]["names"])
+    assert [name for part in found for name in part] == names
+    assert len(found) == 2
+
+
 def test_nobody_waits_for_who_does_not_read(ends: tuple[Channel, Channel]) -> None:
     sent = 0
     while ends[0].send({"data": "x" * 10_000}):
