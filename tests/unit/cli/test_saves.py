@@ -113,11 +113,11 @@ def test_code_that_is_broken_from_the_start() -> None:
     story = Story().watch_started().begin(1, 0.0)
     tail = ['  File "shop.py", line 3', "    def cart(:", "             ^", "SyntaxError: invalid syntax"]
     what = "shop.py does not compile"
-    story.failed(1, "dev-1", 0.1, None, what=what, cause="invalid syntax (line 3)", reason="syntax", tail=tail)
+    story.failed(1, None, 0.1, None, what=what, cause="invalid syntax (line 3)", reason="syntax", tail=tail)
     story.begin(2, 5.0, "shop.py", saved=5.0).promoted(2, "dev-2", 5.2)
 
     assert shown(story) == (
-        "22:13:20 dev-1 failed\n"
+        "22:13:20 failed at shop.py:3\n"
         '  │   File "shop.py", line 3\n'
         "  │     def cart(:\n"
         "  │              ^\n"
