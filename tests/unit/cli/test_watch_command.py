@@ -155,24 +155,8 @@ def test_a_day_of_saves_until_q(manager: ScriptedManager, watch: Start) -> None:
 def test_every_option_is_asked_for(manager: ScriptedManager, watch: Start, shop: Shop) -> None:
     manager.events = a_day().events
     (shop.directory / "src").mkdir()
-    words = [
-        "src",
-        "--watch",
-        "app",
-        "--watch",
-        "*.py",
-        "-i",
-        "*.log",
-        "--ext",
-        "py,.html",
-        "-d",
-        "2.5",
-        "-s",
-        "usr2",
-        "--poll",
-        "--workers",
-        "-q",
-    ]
+    filters = ["--watch", "app", "--watch", "*.py", "-i", "*.log", "--ext", "py,.html"]
+    words = ["src", *filters, "-d", "2.5", "-s", "usr2", "--poll", "--workers", "-q"]
 
     command = watch(*words)
     command.until("the same as dev-4\n")
