@@ -43,16 +43,20 @@ class WatchChild:
 
     async def stage(self, request: StageRequest, on_progress: Callable[[str], None]) -> StageResult | Problem:
         """What it made, or why it could not. Cancelling undoes it. ChildGoneError: nobody knows what became of it."""
-        assert self._staging is None, "one at a time"
-        self._staging, self._tell = asyncio.get_running_loop().create_future(), on_progress
+        while self._staging is not None:  # one that was cancelled, and takes its leave
+            await asyncio.wait([self._staging])
+        staging = self._staging = asyncio.get_running_loop().create_future()
+        staging.add_done_callback(_seen)
+        self._tell = on_progress
+        self._say(protocol.Stage(request=request))
         try:
-            self._say(protocol.Stage(request=request))
-            return await asyncio.shield(self._staging)
+            return await asyncio.shield(staging)
         except asyncio.CancelledError:
-            await self._cancel(self._staging)
+            if not staging.done():
+                self._say(protocol.Cancel())
+                asyncio.get_running_loop().call_later(STOP_S, self._end_if_busy_with, staging)
+                await asyncio.wait([staging])
             raise
-        finally:
-            self._staging = None
 
     async def close(self) -> None:
         """It ends, and with it what it was staging."""
@@ -116,28 +120,25 @@ class WatchChild:
                 self._hear(word)
 
     def _answer(self, answer: StageResult | Problem) -> None:
-        if self._staging is not None and not self._staging.done():
-            self._staging.set_result(answer)
+        """Each staging has one answer, in order."""
+        staging, self._staging = self._staging, None
+        if staging is not None:
+            staging.set_result(answer)
 
     def _say(self, message: protocol.ToChild) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write(protocol.encode(message))  # a pipe that broke: its end is heard
 
-    async def _cancel(self, staging: asyncio.Future[StageResult | Problem]) -> None:
-        if not staging.done():
-            self._say(protocol.Cancel())
-            await asyncio.wait([staging], timeout=STOP_S)
+    def _end_if_busy_with(self, staging: asyncio.Future[StageResult | Problem]) -> None:
         if not staging.done():
             self._signal(signal.SIGKILL)
-            await asyncio.wait([staging])
-        if not staging.cancelled():
-            staging.exception()  # it is known: nobody else asks for it
 
     def _gone(self, why: str, stderr: bytes) -> None:
         lines = stderr.decode(errors="replace").splitlines()[-STDERR_TAIL:]
-        if self._staging is not None and not self._staging.done():
-            self._staging.set_exception(ChildGoneError(why))
+        staging, self._staging = self._staging, None
+        if staging is not None:
+            staging.set_exception(ChildGoneError(why))
         if not self._closing:
             log.error("watch.child_ended", why=why, stderr=lines)
             self._on_end("\n".join([why, *lines[-1:]]))
@@ -149,3 +150,9 @@ class WatchChild:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
             pass  # it and all of its group have ended
+
+
+def _seen(staging: asyncio.Future[StageResult | Problem]) -> None:
+    """Its error may come when nobody waits for it any more."""
+    if not staging.cancelled():
+        staging.exception()

@@ -72,6 +72,7 @@ class Watches:
         self._pending: Saved | None = None
         self._crashed: str | None = None
         self._holder: int | None = None  # pidfd
+        self._superseded: int | None = None  # the rollout that was told to give way last
         self._count = 0
         self._unseen = False  # something may have changed while nobody watched
         self._watching: Watching | None = None
@@ -250,7 +251,8 @@ class Watches:
         if self._pending is not None and self._child is not None and self._child.watching.is_set():
             if rollout is None:
                 self._begin_pending(watch)
-            elif self._may_supersede(rollout, watch):
+            elif self._superseded != rollout.id and self._may_supersede(rollout, watch):
+                self._superseded = rollout.id
                 self._driver.abort("a newer save", superseded=True)
         elif rollout is None and self._crashed is not None:
             self._fall_back(watch, self._crashed)
