@@ -210,7 +210,9 @@ def _finished(saves: Saves, event: Event) -> list[Told | LogLine]:
         printed = saves.serves(save.release)
         told: list[Told | LogLine] = [*printed, _live(saves, save, event), *_warnings(event)]
     elif outcome in ("unchanged", "same"):
-        told = [_same(saves, save, event), *saves.serves(data.get("serving") or save.release)]
+        known = saves.serves(data.get("serving") or save.release)
+        asked = save.files or not saves.begun  # else a manager, or the process that watches, has looked by itself
+        told = [_same(saves, save, event), *known] if asked else [*known]
     elif data.get("reason") in ("superseded", "aborted"):
         return []  # a newer save has its place
     else:
@@ -248,8 +250,7 @@ def _same(saves: Saves, save: Save, event: Event) -> Told:
     release = save.release or event.data.get("serving")
     if not saves.begun:
         return Told(clean(f"{_stamp(event)} {release} is what is on disk{_watching(saves)}"), "good", good=True)
-    what = _what(saves, save) or "all files"
-    return Told(clean(f"{_stamp(event)} {what}: the same as {release}"), good=True)
+    return Told(clean(f"{_stamp(event)} {_what(saves, save)}: the same as {release}"), good=True)
 
 
 def _broken(saves: Saves, save: Save, event: Event) -> Told:

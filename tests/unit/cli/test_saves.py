@@ -155,6 +155,13 @@ def test_a_release_that_crashes_when_it_is_live_is_told_with_the_way_back() -> N
     ]
 
 
+def test_a_look_of_the_next_managers_that_finds_nothing_is_passed_over() -> None:
+    story = Story().watch_started().begin(1, 0.0).promoted(1, "dev-1", 0.1)
+    story.begin(2, 1.0, previous="dev-1").finished(2, 1.1, "unchanged", release="dev-1", serving="dev-1")
+
+    assert len(shown(story).splitlines()) == 1
+
+
 def test_back_to_the_save_before_needs_no_fix() -> None:
     story = Story().watch_started().begin(1, 0.0).promoted(1, "dev-1", 0.1)
     story.begin(2, 1.0, previous="dev-2", kind="rollback", release="dev-1").promoted(2, "dev-1", 1.05)

@@ -402,6 +402,7 @@ def test_a_program_without_a_socket_is_ready_when_it_has_lived_for_a_moment(
     assert command.end()[0] == 0
     config = load(shop.layout.root / "watch.toml").config
     assert (config.worker.command, config.worker.ready, config.listen) == ("python worker.py --rate 5", "delay", [])
+    assert not config.rollout.preflight
     refused = watch("-x", "serve {fd}").end()
     assert refused[0] == 2
     assert "--exec: {fd} is the socket of --listen, and there is none" in refused[1]
