@@ -31,13 +31,17 @@ path = ".."
 [worker]
 command = {command}
 count = 1
-ready = "{ready}"
-ready_delay = "250ms"
 drain_timeout = "5s"
 """
 _LISTEN = """
 [[listen]]
 address = {address}
+"""
+_NO_SOCKET = """\
+ready = "delay"
+
+[rollout]
+preflight = false
 """
 
 
@@ -62,7 +66,8 @@ def write(directory: Path, command: str, listen: str | None) -> Path:
 
 
 def render(name: str, command: str, listen: str | None) -> str:
-    """Pure. A program with a socket is ready when it waits on it; one without when it has lived for a moment."""
+    """Pure. A program with a socket is ready when it waits on it; one without when it has lived for a second, beside
+    the old one: there is nothing to try it on before that."""
     if not command.strip():
         raise UsageError("--exec: there is no command", hint='deployer watch --exec "python app.py"')
     if listen is None and "{fd}" in command:
@@ -70,9 +75,8 @@ def render(name: str, command: str, listen: str | None) -> str:
             "--exec: {fd} is the socket of --listen, and there is none",
             hint=f"deployer watch --listen tcp://127.0.0.1:8000 --exec {shlex.quote(command)}",
         )
-    ready = "delay" if listen is None else "listen"
-    text = _TEMPLATE.format(name=_quoted(slug(name)), command=_quoted(in_words(command)), ready=ready)
-    return text if listen is None else text + _LISTEN.format(address=_quoted(listen))
+    text = _TEMPLATE.format(name=_quoted(slug(name)), command=_quoted(in_words(command)))
+    return text + (_NO_SOCKET if listen is None else _LISTEN.format(address=_quoted(listen)))
 
 
 def in_words(command: str) -> str:

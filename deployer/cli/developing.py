@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -39,15 +39,8 @@ from deployer.wire.schema import (
     WatchStop,
 )
 
-
-class Pages(Protocol):
-    """What reloads open pages (deployer/cli/browser.py, which is imported only where it is wanted)."""
-
-    def start(self) -> str: ...
-
-    def reload(self, release: str) -> None: ...
-
-    def close(self) -> None: ...
+if TYPE_CHECKING:
+    from deployer.cli.browser import Browser
 
 
 class Quit(Exception):  # noqa: N818 - not an error: q was typed
@@ -59,16 +52,15 @@ def develop(
 ) -> int:
     """Until q, a signal, or the end of the watch. `port_hint`: for a program that binds a port of its own."""
     with ExitStack() as stack:
-        pages: Pages | None = import_module("deployer.cli.browser").Browser() if browser else None
+        pages = _open_pages(session, loaded, stack) if browser else None
         if pages is not None:
-            stack.callback(pages.close)
-            request = msgspec.structs.replace(request, reload=pages.start())
+            request = msgspec.structs.replace(request, reload=pages[1])
         status, own = start(session, loaded)
         one = own and not all_workers
         request = msgspec.structs.replace(request, own=own, workers=1 if one else None)
         began, after = time.time(), _newest_event(session)
         info = _begin(session, request)
-        watching = Watching(session, info, status, own=own, pages=pages, port_hint=port_hint)
+        watching = Watching(session, info, status, own=own, pages=pages and pages[0], port_hint=port_hint)
         stack.callback(watching.screen.close)
         return watching.run(after, began)
 
@@ -83,7 +75,7 @@ class Watching:
         status: Status,
         *,
         own: bool,
-        pages: Pages | None,
+        pages: Browser | None,
         port_hint: str | None,
     ) -> None:
         style = session.out.style
@@ -187,6 +179,17 @@ class Watching:
             self.session.out.note("hint: deployer deploy")
 
 
+def _open_pages(session: Session, loaded: Loaded, stack: ExitStack) -> tuple[Browser, str]:
+    """What tells open pages of new releases, and its URL. Imported only here: it is a server."""
+    module = import_module("deployer.cli.browser")
+    pages: Browser = module.Browser(module.port_for(loaded.root))
+    stack.callback(pages.close)
+    url = pages.start()
+    if loaded.config.worker.app is None:
+        session.out.note(f"a page reloads itself with this in it: {module.script_tag(url)}")
+    return pages, url
+
+
 def _begin(session: Session, request: WatchRequest) -> WatchInfo:
     """What was started for a watch that does not begin is not left behind."""
     try:
@@ -199,7 +202,7 @@ def _begin(session: Session, request: WatchRequest) -> WatchInfo:
 
 def _newest_event(session: Session) -> int:
     """The last one of the last rollout: few come after it that are older than what begins now."""
-    for last in session.client.rollouts(limit=1):
+    for last in session.client.rollouts(limit=1, saves=True):
         if events := past_events(session.client, last.id):
             return events[-1].seq
     return 0

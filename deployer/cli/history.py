@@ -18,10 +18,13 @@ from deployer.wire.schema import RolloutInfo
 def run(
     session: Session,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 20,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also those of `deployer watch`: one for each save.")
+    ] = False,
 ) -> int:
     """List the rollouts, newest first."""
     out = session.out
-    rollouts = session.client.rollouts(limit=limit)
+    rollouts = session.client.rollouts(limit=limit, saves=everything)
     if out.style.json:
         out.result_json(rollouts)
         return 0

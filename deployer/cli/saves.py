@@ -24,7 +24,8 @@ HELD_LINES = 1000
 """Of one release that is not live yet."""
 
 _PORT_IN_USE = re.compile(r"EADDRINUSE|Address already in use|Only one usage of each socket address", re.IGNORECASE)
-_PYTHON_FRAME = r'File "{path}/([^"]+)", line (\d+)'
+_PYTHON_FRAME = r'File "(?:{path}/)?([^/"<][^"]*)", line (\d+)'
+_PACKAGES = "site-packages/"  # of an environment that lies in the source
 _ANY_PLACE = r"{path}/([^\s:()\"']+):(\d+)"
 
 
@@ -119,8 +120,9 @@ def in_source(lines: Sequence[str], root: str, release: str | None, path: str) -
 def place(lines: Sequence[str], path: str) -> str | None:
     """FILE:LINE of the source that a traceback is about: its last frame there, or the first place that is named."""
     text, quoted = "\n".join(lines), re.escape(path)
-    if frames := re.findall(_PYTHON_FRAME.format(path=quoted), text):
-        return ":".join(frames[-1])
+    frames = re.findall(_PYTHON_FRAME.format(path=quoted), text)
+    if own := [frame for frame in frames if _PACKAGES not in frame[0]]:
+        return ":".join(own[-1])
     named = re.search(_ANY_PLACE.format(path=quoted), text)
     return f"{named[1]}:{named[2]}" if named else None
 
@@ -208,7 +210,9 @@ def _finished(saves: Saves, event: Event) -> list[Told | LogLine]:
         printed = saves.serves(save.release)
         told: list[Told | LogLine] = [*printed, _live(saves, save, event), *_warnings(event)]
     elif outcome in ("unchanged", "same"):
-        told = [_same(saves, save, event), *saves.serves(data.get("serving") or save.release)]
+        known = saves.serves(data.get("serving") or save.release)
+        asked = save.files or not saves.begun  # else a manager, or the process that watches, has looked by itself
+        told = [_same(saves, save, event), *known] if asked else [*known]
     elif data.get("reason") in ("superseded", "aborted"):
         return []  # a newer save has its place
     else:
@@ -246,8 +250,7 @@ def _same(saves: Saves, save: Save, event: Event) -> Told:
     release = save.release or event.data.get("serving")
     if not saves.begun:
         return Told(clean(f"{_stamp(event)} {release} is what is on disk{_watching(saves)}"), "good", good=True)
-    what = _what(saves, save) or "all files"
-    return Told(clean(f"{_stamp(event)} {what}: the same as {release}"), good=True)
+    return Told(clean(f"{_stamp(event)} {_what(saves, save)}: the same as {release}"), good=True)
 
 
 def _broken(saves: Saves, save: Save, event: Event) -> Told:
@@ -258,12 +261,12 @@ def _broken(saves: Saves, save: Save, event: Event) -> Told:
         tail = printed  # the event has the last lines only
     tail = in_source(tail, saves.root, save.release, saves.path)
     where = place(tail, saves.path) if saves.path else None
-    at = f" at {where}" if where else ""
     serving = data.get("serving")
     after = f"still serving {serving}; fix and save" if serving else "nothing serves yet; fix and save"
     if not saves.begun:
         after = f"{_watching(saves).removeprefix(', ')}\n{after}"
-    text = f"{_head(saves, save, event)}{save.release or 'it'} failed{at}"
+    said = [save.release, "failed", where and f"at {where}"]
+    text = _head(saves, save, event) + " ".join(word for word in said if word)
     problem = _problem(saves, data.get("problem") or failure, tail)
     return Told(clean(text), "bad", tail=tail, problem=problem, after=after.lstrip("\n"))
 
@@ -273,6 +276,8 @@ def _problem(saves: Saves, told: dict[str, Any], tail: Sequence[str]) -> Deploye
     if _PORT_IN_USE.search("\n".join([*tail, cause or ""])):
         cause = "the old and the new one run side by side for a moment, and both bind the same port"
         hint = saves.port_hint
+    elif tail and (hint or "").startswith("deployer logs"):
+        hint = None  # it is all here
     return DeployerError(what, cause=cause, hint=hint)
 
 

@@ -9,7 +9,7 @@ from deployer.cli.output import Output, clean, shorten, table
 from deployer.cli.session import Session
 from deployer.cli.traffic import COLUMNS, cells, fit, told
 from deployer.units import format_duration, format_size
-from deployer.wire.schema import PREFLIGHT_SLOT, LastExit, RolloutInfo, Status, TemplateInfo, WorkerInfo
+from deployer.wire.schema import PREFLIGHT_SLOT, LastExit, RolloutInfo, Status, TemplateInfo, WatchInfo, WorkerInfo
 
 TAIL_LINES = 5
 RECENT_S = 3600.0
@@ -40,6 +40,8 @@ def _print(status: Status, out: Output) -> None:
     for waiting in status.queued:
         text = f"  rollout {waiting.id}: {waiting.kind} waits its turn, place {waiting.place}, by {waiting.who}"
         out.result(clean(text))
+    if status.watch is not None:
+        out.result(_watch_line(status.watch))
     _print_table(status, out)
     for template in status.templates:
         out.result(f"  {_template(template)}")
@@ -97,6 +99,17 @@ def _rollout_line(rollout: RolloutInfo, out: Output) -> str:
     for_ = format_duration(max(0.0, time.time() - rollout.started_at))
     text = f"  rollout {rollout.id}: {word} {change}, {rollout.phase}, by {rollout.who}, for {for_}"
     return clean(text)
+
+
+def _watch_line(watch: WatchInfo) -> str:
+    if watch.kind == "heal":
+        what = f"waits for a fix of rollout {watch.rollout} in {watch.path}"
+    else:
+        what = f"{watch.path}, {watch.saves} save{'' if watch.saves == 1 else 's'}"
+    polls = ", polling" if watch.mode == "poll" else ""
+    mode = ", does not look yet" if watch.mode is None else polls
+    for_ = format_duration(max(0.0, time.time() - watch.since))
+    return clean(f"  watch: {what}{mode}, by {watch.who}, for {for_}")
 
 
 def _row(worker: WorkerInfo, out: Output) -> tuple[str, ...]:

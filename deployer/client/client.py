@@ -88,8 +88,9 @@ class Client:
     def plan_rollback(self, request: RollbackRequest) -> Plan:
         return self._call("POST", "/v1/plan/rollback", Plan, request)
 
-    def rollouts(self, limit: int = 20) -> list[RolloutInfo]:
-        return self._call("GET", _path("/v1/rollouts", limit=limit), list[RolloutInfo])
+    def rollouts(self, limit: int = 20, *, saves: bool = False) -> list[RolloutInfo]:
+        """Newest first; with those of saves, or without."""
+        return self._call("GET", _path("/v1/rollouts", limit=limit, saves=int(saves) or None), list[RolloutInfo])
 
     def rollout(self, rollout: int) -> RolloutInfo:
         return self._call("GET", f"/v1/rollouts/{rollout}", RolloutInfo)

@@ -81,9 +81,16 @@ class Watches:
     # Commands
 
     def start(self, request: WatchRequest) -> WatchInfo:
-        """Watch for saves. DeployerError where there is nothing to watch, or somebody does already."""
+        """Watch for saves. DeployerError where there is nothing to watch, or somebody does already.
+
+        A command that asks again, since the manager before died before it had answered, has its watch already.
+        """
         watch = self._watch
-        if watch is not None and watch.kind is WatchKind.DEV:
+        if watch is not None and watch.request is not None:
+            info = self.info()
+            same = (request.holder, start_ticks(request.holder)) == (watch.request.holder, watch.holder_ticks)
+            if info is not None and same:
+                return info
             since = time.strftime("%H:%M:%S", time.localtime(watch.since))
             raise BusyError(
                 f"{watch.path} is watched already, by {watch.who} since {since}",

@@ -56,6 +56,7 @@ def test_quick_commands_import_nothing_heavy(manager: ScriptedManager, shop: Sho
     loaded = set(result.stderr.splitlines()[-1].split())
     assert "deployer.cli.app" in loaded
     assert loaded & HEAVY == set()
+    assert loaded & {f"deployer.cli.{part}" for part in ("watch", "developing", "browser", "healing")} == set()
 
 
 def test_start_up_is_quick(manager: ScriptedManager, shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:

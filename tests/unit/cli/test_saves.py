@@ -113,11 +113,11 @@ def test_code_that_is_broken_from_the_start() -> None:
     story = Story().watch_started().begin(1, 0.0)
     tail = ['  File "shop.py", line 3', "    def cart(:", "             ^", "SyntaxError: invalid syntax"]
     what = "shop.py does not compile"
-    story.failed(1, "dev-1", 0.1, None, what=what, cause="invalid syntax (line 3)", reason="syntax", tail=tail)
+    story.failed(1, None, 0.1, None, what=what, cause="invalid syntax (line 3)", reason="syntax", tail=tail)
     story.begin(2, 5.0, "shop.py", saved=5.0).promoted(2, "dev-2", 5.2)
 
     assert shown(story) == (
-        "22:13:20 dev-1 failed\n"
+        "22:13:20 failed at shop.py:3\n"
         '  │   File "shop.py", line 3\n'
         "  │     def cart(:\n"
         "  │              ^\n"
@@ -153,6 +153,13 @@ def test_a_release_that_crashes_when_it_is_live_is_told_with_the_way_back() -> N
         "22:13:23 dev-2 crashed: back to dev-1 in 50 ms",
         "fix and save",
     ]
+
+
+def test_a_look_of_the_next_managers_that_finds_nothing_is_passed_over() -> None:
+    story = Story().watch_started().begin(1, 0.0).promoted(1, "dev-1", 0.1)
+    story.begin(2, 1.0, previous="dev-1").finished(2, 1.1, "unchanged", release="dev-1", serving="dev-1")
+
+    assert len(shown(story).splitlines()) == 1
 
 
 def test_back_to_the_save_before_needs_no_fix() -> None:

@@ -109,6 +109,44 @@ def test_status_is_no_wider_than_80_columns_with_big_numbers(manager: ScriptedMa
     assert max(map(len, result.out.splitlines())) <= 80
 
 
+def test_status_shows_the_watch(manager: ScriptedManager, shop: Shop) -> None:
+    watch = {"id": 3, "kind": "dev", "path": "/srv/shop", "mode": "poll", "directories": 9, "who": "ana", "saves": 12}
+    watch |= {"since": time.time() - 300, "rollout": None}
+    heals = watch | {"kind": "heal", "mode": "kernel", "rollout": 12}
+    manager.answers["GET /v1/status"] = 200, status(watch=watch)
+    assert "\n  watch: /srv/shop, 12 saves, polling, by ana, for 5m 0s\n" in shop.run("status").out
+    assert json.loads(shop.run("status", "--json").out)["watch"] == watch
+
+    manager.answers["GET /v1/status"] = 200, status(watch=heals)
+    assert "\n  watch: waits for a fix of rollout 12 in /srv/shop, by ana, for 5m 0s\n" in shop.run("status").out
+
+
+def test_history_has_no_saves_unless_they_are_asked_for(manager: ScriptedManager, shop: Shop) -> None:
+    manager.answers["GET /v1/rollouts"] = 200, []
+    shop.run("history")
+    shop.run("history", "--all", "-n", "5")
+
+    assert manager.queries("GET /v1/rollouts") == [{"limit": "20"}, {"limit": "5", "saves": "1"}]
+
+
+def test_events_tell_of_a_watch(manager: ScriptedManager, shop: Shop) -> None:
+    manager.events = [
+        event(1, "watch.started", rollout=None, watch=3, kind="heal", path="/srv", mode="poll", directories=1),
+        event(2, "watch.saved", rollout=None, watch=3, files=["a.py", "b.py"], count=9, at=1.0),
+        event(3, "watch.fault", rollout=None, watch=3, what="no more watches", cause="limit 8192", hint=None),
+        event(4, "watch.ended", rollout=None, watch=3, why="v7 is live"),
+    ]
+
+    said = [line.partition(" 22:13:20.")[2][4:] for line in shop.run("events").out.splitlines()]
+
+    assert said == [
+        "watching /srv for a fix (1 directory, polling)",
+        "saved a.py and 8 more",
+        "watch: warning: no more watches: limit 8192",
+        "the watch ended: v7 is live",
+    ]
+
+
 def test_status_names_the_rollout_that_runs(manager: ScriptedManager, shop: Shop) -> None:
     running = rollout_info(release="v8", previous="v7", phase="soaking")
     manager.answers["GET /v1/status"] = 200, status(rollout=running)

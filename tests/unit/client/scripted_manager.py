@@ -62,23 +62,25 @@ class ScriptedManager:
 
     def _stream_events(self, query: dict[str, str]) -> Iterator[bytes]:
         after, rollout = int(query.get("after", 0)), query.get("rollout")
-        for event in list(self.events):
-            if event["seq"] <= after or (rollout is not None and str(event["rollout"]) != rollout):
-                continue
-            line = json.dumps(event).encode() + b"\n"
-            if event["seq"] in self.cut_after:
-                self.cut_after.remove(event["seq"])
-                yield line[: len(line) // 2]
-                raise Cut
-            yield line
-            with self.streamed:
-                self.seen = max(self.seen, event["seq"])
-                self.streamed.notify_all()
-            if query.get("follow") and rollout is not None and event["event"] == "rollout.finished":
+        while True:  # a test may add events while they are followed
+            for event in list(self.events):
+                if event["seq"] <= after or (rollout is not None and str(event["rollout"]) != rollout):
+                    continue
+                after = event["seq"]
+                line = json.dumps(event).encode() + b"\n"
+                if event["seq"] in self.cut_after:
+                    self.cut_after.remove(event["seq"])
+                    yield line[: len(line) // 2]
+                    raise Cut
+                yield line
+                with self.streamed:
+                    self.seen = max(self.seen, event["seq"])
+                    self.streamed.notify_all()
+                if query.get("follow") and rollout is not None and event["event"] == "rollout.finished":
+                    return
+            if not query.get("follow") or self.hold.wait(0.05):
                 return
-        if query.get("follow"):
-            while not self.hold.wait(0.05):
-                yield b"\n"
+            yield b"\n"
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
