@@ -45,7 +45,7 @@ class Transport:
             self.write(head)
             self.write(part)
         else:
-            self.write(head + part)  # type: ignore[operator]
+            self.write(head + part)
 
     def flush(self) -> None:
         """Send a head that is held back. Whatever changes the connection's state comes after what was written."""

@@ -1,4 +1,4 @@
-"""uvicorn's protocols on a transport that holds back the head of an answer: what is written when, and in how many parts."""
+"""uvicorn's protocols on a transport that holds back the head of an answer: what is written when, in how many parts."""
 
 from __future__ import annotations
 
