@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests import apps
-from tests.cluster import Cluster, wait_until
+from tests.cluster import Cluster, alive, wait_until
 
 Edit = tuple[str, str, str]  # file, what is there, what is to be there
-FAST_HEALTH: Edit = ("deployer.toml", "[health]\n", '[health]\ntimeout = "400ms"\n')
+FAST_HEALTH: Edit = ("deployer.toml", "[health]\n", '[health]\ntimeout = "1s"\n')
 LIGHT = {"keepalive": 2, "fresh": 1, "slow": 1, "slow_path": "/slow?s=0.4"}
 IDENTITY = ["-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false"]
 
@@ -171,15 +171,6 @@ class Running:
         assert self.process.stderr is not None
         with self.process.stderr as lines:
             self._errors.extend(lines)
-
-
-def alive(pid: int) -> bool:
-    """Runs, zombies apart."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return text.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def python_for_nobody() -> str | None:
