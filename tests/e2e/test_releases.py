@@ -182,10 +182,10 @@ def test_retention_keeps_what_is_good_pinned_or_used() -> None:
 
 def test_the_files_of_a_worker_that_drains_stay_until_it_is_gone() -> None:
     """It finishes its requests on files that are there, two releases later."""
-    with cluster(extra="\n[release]\nkeep = 1\n", drain_timeout="30s") as shop:
+    with cluster(extra="\n[release]\nkeep = 1\n", drain_timeout="40s") as shop:
         shop.up(label="one")
-        with shop.connect(30) as visitor:
-            visitor.sendall(b"GET /slow?s=12 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        with shop.connect(60) as visitor:
+            visitor.sendall(b"GET /slow?s=20 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             shop.deploy("good", "two", code=0)
             shop.deploy("good", "three", code=0)
             assert "draining" in {worker["state"] for worker in shop.status()["workers"]}

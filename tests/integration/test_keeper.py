@@ -27,7 +27,7 @@ from deployer.keeper import keeper as module
 from tests.cluster import wait_until
 
 MAIN = Path(module.__file__).with_name("__main__.py")
-LIMIT_S = 15.0
+LIMIT_S = 60.0
 
 MANAGER = """
 import json, os, select, signal, socket, subprocess, sys, time

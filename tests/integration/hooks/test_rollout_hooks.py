@@ -152,8 +152,8 @@ def test_nobody_there_and_nothing_to_ask_for_are_failures() -> None:
         sock.bind(("127.0.0.1", 0))  # and does not listen: nobody else does there either
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         done = run("smoke-http", "/", SMOKE_URL=url)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "FAILED /: " in done.stdout
+        assert (done.returncode, done.stderr) == (1, "")
+        assert "FAILED /: " in done.stdout
         assert run("smoke-http", SMOKE_URL=url).returncode == 1
 
 
