@@ -7,6 +7,7 @@ its port, is still there.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import itertools
 import json
 import os
@@ -66,7 +67,7 @@ def free_port() -> int:
                 return port
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout: float = 60.0, pause: float = 0.02) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout: float = 60.0, pause: float = 0.05) -> Any:
     """The first true answer of `condition`; the test fails with `what` when there is none in time."""
     deadline = time.monotonic() + timeout
     while True:
@@ -157,8 +158,25 @@ class Cluster:
 
     # Looking
 
+    def ask(self, path: str) -> list[Any]:
+        """What the control API answers, line by line, as `deployer ... --json` prints it; tests look so often that a
+        process each time would be most of their work. One that is cut by a manager's death is asked again."""
+
+        def answer() -> list[Any] | None:
+            with contextlib.closing(_Control(str(self.root / "run" / "control.sock"))) as control:
+                with contextlib.suppress(http.client.HTTPException, ConnectionResetError, BrokenPipeError):
+                    control.request("GET", path)
+                    response = control.getresponse()
+                    body = response.read()
+                    assert response.status == 200, f"GET {path}: {response.status} {body!r}"
+                    return [json.loads(line) for line in body.splitlines() if line.strip()]
+            return None
+
+        found: list[Any] = wait_until(answer, f"GET {path} is answered whole")
+        return found
+
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.run("status", "--json", code=0).out)
+        found: dict[str, Any] = self.ask("/v1/status")[0]
         return found
 
     def workers(self) -> list[dict[str, Any]]:
@@ -172,15 +190,15 @@ class Cluster:
         """Status once no rollout runs, every slot has a ready worker on the promoted release, and none drains."""
 
         def look() -> dict[str, Any] | None:
-            done = self.run("status", "--json")
-            if done.code:
+            try:
+                status = self.status()
+            except (FileNotFoundError, ConnectionRefusedError):
                 return None
-            status: dict[str, Any] = json.loads(done.out)
             states = [(w["state"], w["release"]) for w in status["workers"]]
             whole = states == [("ready", status["release"])] * status["count"]
             return status if whole and status["rollout"] is None else None
 
-        found: dict[str, Any] = wait_until(look, f"{self.directory}: all slots on the promoted release", pause=0.1)
+        found: dict[str, Any] = wait_until(look, f"{self.directory}: all slots on the promoted release")
         return found
 
     def get(self, path: str = "/", timeout: float = 5.0) -> tuple[int, dict[str, str], bytes]:
@@ -246,19 +264,19 @@ class Cluster:
     def processes(self) -> list[int]:
         """Every process of this cluster: keeper, manager, staging, workers and what they started.
 
-        Those that name its directory, or are in its ROOT, and the descendants of all these: not each has a mark, and
-        one that is just becoming another program shows neither arguments nor variables.
+        Those that work in its directories or have them in their environment, and the descendants of all these: not each
+        has a mark, and one that is just becoming another program shows no variables. A command, in the app's directory,
+        is none; nor is a stranger who has a path of ours among his arguments.
         """
         mark = str(self.base).encode()
-        marked = [
-            pid for pid in _pids() if mark in _bytes(pid, "cmdline") + _bytes(pid, "environ") or self._inside(pid)
-        ]
+        marked = [pid for pid in _pids() if self._works_inside(pid) or mark in _bytes(pid, "environ")]
         ours = {found for pid in marked if pid != os.getpid() for found in descendants(pid)}
         return sorted(pid for pid in ours if alive(pid))
 
-    def _inside(self, pid: int) -> bool:
+    def _works_inside(self, pid: int) -> bool:
         with contextlib.suppress(OSError):
-            return Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(self.root)
+            there = Path(os.readlink(f"/proc/{pid}/cwd"))
+            return there.is_relative_to(self.base) and there != self.directory
         return False
 
     def close(self, *, check: bool = True) -> None:
@@ -282,6 +300,17 @@ class Cluster:
     def log_tail(self, lines: int = 40) -> str:
         path = self.root / "logs" / "deployer.log"
         return "\n".join(path.read_text().splitlines()[-lines:]) if path.exists() else ""
+
+
+class _Control(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=COMMAND_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def _pids() -> Iterator[int]:

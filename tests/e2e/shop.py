@@ -62,15 +62,14 @@ class Shop(Cluster):
     # Looking
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
-        found = self.run("events", "--json", code=0).events
-        return [event for event in found if name in (None, event["event"])]
+        return [event for event in self.ask("/v1/events") if name in (None, event["event"])]
 
     def history(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self.run("history", "--json", code=0).out)
+        found: list[dict[str, Any]] = self.ask("/v1/rollouts")[0]
         return found
 
     def releases(self) -> dict[str, dict[str, Any]]:
-        return {release["name"]: release for release in json.loads(self.run("releases", "--json", code=0).out)}
+        return {release["name"]: release for release in self.ask("/v1/releases")[0]}
 
     def assert_serves(self, release: str, pids: dict[int, int] | None = None) -> dict[int, int]:
         """One release everywhere: every slot, `current`, the status and the answers. `pids`: slots untouched."""

@@ -94,7 +94,7 @@ class Forking(Victim):
         return dict(status)
 
     def _settled(self, release: str, templates: set[str]) -> dict[str, Any] | None:
-        status = self.status()
+        status = self.shop.status()
         states = [(w["slot"], w["state"], w["release"]) for w in status["workers"]]
         found = sorted((t["release"], t["state"]) for t in status["templates"])
         ours = [status[who]["pid"] for who in ("keeper", "manager")]
