@@ -19,9 +19,9 @@ $(STAMP): pyproject.toml
 demo: setup  ## deploy, break and roll back the sample app under load (under a minute)
 	@$(BIN)/python -m sample_app.demo
 
-test: setup  ## all tests: the fast ones, then real processes, four at a time since they mostly wait, then those that need the machine
+test: setup  ## all tests: the fast ones, then real processes, four at a time since they mostly wait, long ones first; then those that need the machine
 	$(BIN)/pytest tests/unit -q -n 2
-	$(BIN)/pytest tests --ignore=tests/unit -q -n 4 --dist worksteal -m 'not serial'
+	$(BIN)/pytest tests --ignore=tests/unit -q -n 4 --dist load --maxschedchunk 1 -m 'not serial'
 	$(BIN)/pytest tests --ignore=tests/unit -q -m serial || [ $$? -eq 5 ]  # 5: none is marked serial
 
 lint: setup  ## ruff, formatting and the layers of the architecture

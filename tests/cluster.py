@@ -7,6 +7,8 @@ its port, is still there.
 from __future__ import annotations
 
 import contextlib
+import http.client
+import itertools
 import json
 import os
 import random
@@ -22,11 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployer.osutil.process import descendants
 from tests import apps
 
 DEPLOYER = str(Path(sys.executable).with_name("deployer"))
 COMMAND_TIMEOUT_S = 90
-PORTS = range(20000, 32000)  # below the kernel's ephemeral range: no outgoing connection takes one by chance
+XDIST_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = range(20000 + XDIST_WORKER % 12, 32000, 12)  # of this process alone, and below the kernel's ephemeral range
+_ports = itertools.cycle(random.sample(PORTS, len(PORTS)))
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ class Done:
 
 
 def free_port() -> int:
+    """One that nobody listens on. No other test is given it before this one listens on it, nor while it does not."""
     while True:
-        port = random.choice(PORTS)
+        port = next(_ports)
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
@@ -61,7 +67,7 @@ def free_port() -> int:
                 return port
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout: float = 20.0, pause: float = 0.02) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout: float = 60.0, pause: float = 0.05) -> Any:
     """The first true answer of `condition`; the test fails with `what` when there is none in time."""
     deadline = time.monotonic() + timeout
     while True:
@@ -73,6 +79,11 @@ def wait_until(condition: Callable[[], Any], what: str, timeout: float = 20.0, p
         time.sleep(pause)
 
 
+def alive(pid: int) -> bool:
+    """Runs, zombies apart."""
+    return _bytes(pid, "stat").rpartition(b")")[2].split()[:1] not in ([], [b"Z"], [b"X"])
+
+
 class Cluster:
     """One app directory with a deployer.toml. `server` is a function of tests.apps."""
 
@@ -82,6 +93,7 @@ class Cluster:
         self.root = self.directory / ".deployer"
         self.address = f"unix:{self.base}/app.sock" if unix else f"tcp://127.0.0.1:{free_port()}"
         self.server, self.toml = server, toml
+        self._started: list[subprocess.Popen[str]] = []
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("DEPLOYER_", "GITHUB_", "GITLAB_", "CI"))}
 
     def __enter__(self) -> Cluster:
@@ -122,8 +134,8 @@ class Cluster:
         return result
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        """Start `deployer WORDS` and go on. The caller waits for it."""
-        return subprocess.Popen(
+        """Start `deployer WORDS` and go on. The caller waits for it; where a failure kept him from it, `close` does."""
+        process = subprocess.Popen(
             [DEPLOYER, *words],
             cwd=self.directory,
             env=self.env | env,
@@ -132,6 +144,8 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        self._started.append(process)
+        return process
 
     def up(self, behaviour: str = "good", label: str = "hello", **options: Any) -> Done:
         self.write(behaviour, label, **options)
@@ -144,8 +158,25 @@ class Cluster:
 
     # Looking
 
+    def ask(self, path: str) -> list[Any]:
+        """What the control API answers, line by line, as `deployer ... --json` prints it; tests look so often that a
+        process each time would be most of their work. One that is cut by a manager's death is asked again."""
+
+        def answer() -> list[Any] | None:
+            with contextlib.closing(_Control(str(self.root / "run" / "control.sock"))) as control:
+                with contextlib.suppress(http.client.HTTPException, ConnectionResetError, BrokenPipeError):
+                    control.request("GET", path)
+                    response = control.getresponse()
+                    body = response.read()
+                    assert response.status == 200, f"GET {path}: {response.status} {body!r}"
+                    return [json.loads(line) for line in body.splitlines() if line.strip()]
+            return None
+
+        found: list[Any] = wait_until(answer, f"GET {path} is answered whole")
+        return found
+
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.run("status", "--json", code=0).out)
+        found: dict[str, Any] = self.ask("/v1/status")[0]
         return found
 
     def workers(self) -> list[dict[str, Any]]:
@@ -159,15 +190,15 @@ class Cluster:
         """Status once no rollout runs, every slot has a ready worker on the promoted release, and none drains."""
 
         def look() -> dict[str, Any] | None:
-            done = self.run("status", "--json")
-            if done.code:
+            try:
+                status = self.status()
+            except (FileNotFoundError, ConnectionRefusedError):
                 return None
-            status: dict[str, Any] = json.loads(done.out)
             states = [(w["state"], w["release"]) for w in status["workers"]]
             whole = states == [("ready", status["release"])] * status["count"]
             return status if whole and status["rollout"] is None else None
 
-        found: dict[str, Any] = wait_until(look, f"{self.directory}: all slots on the promoted release", 40, 0.1)
+        found: dict[str, Any] = wait_until(look, f"{self.directory}: all slots on the promoted release")
         return found
 
     def get(self, path: str = "/", timeout: float = 5.0) -> tuple[int, dict[str, str], bytes]:
@@ -216,26 +247,37 @@ class Cluster:
             return word["pid"] if word["pid"] != old and word["state"] == "ready" else None
         return None
 
-    def kill_everything(self, *spared: int) -> None:
+    def kill_everything(self) -> None:
         """SIGKILL to every process. All are stopped before, those that are just being started too: none of them may
         do anything about the death of another."""
-        seen = {os.getpid(), *spared}
-        while new := [pid for pid in self.processes() if pid not in seen]:
-            seen.update(new)
-            for pid in new:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
-        while left := [pid for pid in self.processes() if pid not in (os.getpid(), *spared)]:
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        stopped: list[int] = []
+        while new := [pid for pid in self.processes() if pid not in stopped]:
+            _signal(new, signal.SIGSTOP)
+            stopped += new
+        left = stopped  # of those that have no mark the parent may be gone already
+        while left:
+            _signal(left, signal.SIGKILL)
+            left = self.processes()
 
     # The end
 
     def processes(self) -> list[int]:
-        """Every process of this cluster: keeper, manager, staging, workers and what they started."""
+        """Every process of this cluster: keeper, manager, staging, workers and what they started.
+
+        Those that work in its directories or have them in their environment, and the descendants of all these: not each
+        has a mark, and one that is just becoming another program shows no variables. A command, in the app's directory,
+        is none; nor is a stranger who has a path of ours among his arguments.
+        """
         mark = str(self.base).encode()
-        return [pid for pid in _pids() if mark in _bytes(pid, "cmdline") or mark in _bytes(pid, "environ")]
+        marked = [pid for pid in _pids() if self._works_inside(pid) or mark in _bytes(pid, "environ")]
+        ours = {found for pid in marked if pid != os.getpid() for found in descendants(pid)}
+        return sorted(pid for pid in ours if alive(pid))
+
+    def _works_inside(self, pid: int) -> bool:
+        with contextlib.suppress(OSError):
+            there = Path(os.readlink(f"/proc/{pid}/cwd"))
+            return there.is_relative_to(self.base) and there != self.directory
+        return False
 
     def close(self, *, check: bool = True) -> None:
         left: list[int] = []
@@ -243,23 +285,32 @@ class Cluster:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.run("down", "--now", timeout=30)
             with contextlib.suppress(AssertionError):
-                wait_until(lambda: not self._mine(), "all processes gone", 5)
-            left = self._mine()
+                wait_until(lambda: not self.processes(), "all processes gone")
+            left = self.processes()
             names = [_bytes(pid, "cmdline").replace(b"\0", b" ").decode() for pid in left]
             if check:
                 assert not left, f"left running: {names}\n{self.log_tail()}"
         finally:
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _signal(left, signal.SIGKILL)
+            for process in self._started:
+                with process:  # waits, and closes its pipes
+                    process.kill()
             shutil.rmtree(self.base, ignore_errors=True)
-
-    def _mine(self) -> list[int]:
-        return [pid for pid in self.processes() if pid != os.getpid()]
 
     def log_tail(self, lines: int = 40) -> str:
         path = self.root / "logs" / "deployer.log"
         return "\n".join(path.read_text().splitlines()[-lines:]) if path.exists() else ""
+
+
+class _Control(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=COMMAND_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def _pids() -> Iterator[int]:
@@ -271,3 +322,9 @@ def _bytes(pid: int, name: str) -> bytes:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
         return b""
+
+
+def _signal(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)

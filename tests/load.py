@@ -447,7 +447,7 @@ class Load:
     def answered(self) -> int:
         return sum(len(counts.latencies) for step in self._steps.values() for counts in step.kinds.values())
 
-    async def more(self, number: int, timeout_s: float = 20.0) -> None:
+    async def more(self, number: int, timeout_s: float = 60.0) -> None:
         """Wait until `number` more requests were answered."""
         wanted, limit = self.answered + number, time.monotonic() + timeout_s
         while self.answered < wanted:
@@ -627,7 +627,7 @@ class LoadThread:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._running.wait(10), "the load's thread did not start"
+        assert self._running.wait(30), "the load's thread did not start"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -643,7 +643,7 @@ class LoadThread:
         except BaseException as error:
             self._error = error
 
-    def _ask(self, work: Coroutine[Any, Any, Any], limit_s: float = 10.0) -> Any:
+    def _ask(self, work: Coroutine[Any, Any, Any], limit_s: float = 30.0) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(limit_s)
 
     def mark(self, name: str) -> None:
@@ -652,7 +652,7 @@ class LoadThread:
 
         self._ask(mark())
 
-    def more(self, number: int, timeout_s: float = 20.0) -> None:
+    def more(self, number: int, timeout_s: float = 60.0) -> None:
         self._ask(self._load.more(number, timeout_s), timeout_s + 5)
 
     def report(self) -> LoadReport:
@@ -725,7 +725,7 @@ class LoadProcess:
     def mark(self, name: str) -> None:
         self._ask(f"mark {name}")
 
-    def more(self, number: int, timeout_s: float = 20.0) -> None:
+    def more(self, number: int, timeout_s: float = 60.0) -> None:
         self._ask(f"more {number} {timeout_s}")
 
     def report(self) -> LoadReport:
@@ -750,7 +750,7 @@ def _obey(load: LoadThread, commands: TextIO) -> None:
                 load.mark(rest)
             elif verb == "more":
                 number, _, timeout_s = rest.partition(" ")
-                load.more(int(number), float(timeout_s or 20))
+                load.more(int(number), float(timeout_s or 60))
             print(load.report().to_json() if verb == "report" else "done", flush=True)
         except TimeoutError as error:
             print("error", str(error).splitlines()[0], flush=True)

@@ -12,7 +12,7 @@ from tests.runtimekit import Workers
 class Client:
     """One connection."""
 
-    def __init__(self, workers: Workers, timeout: float = 15.0) -> None:
+    def __init__(self, workers: Workers, timeout: float = 30.0) -> None:
         self.sock = workers.connect(timeout)
         self._data = bytearray()
 

@@ -20,11 +20,11 @@ from deployer.runtime.scoreboard import SERVING, Row, Scoreboard
 
 RUNTIME = str(Path(program.__file__))
 BACKLOG = 2048
-START_LIMIT_S = 20.0
-STOP_LIMIT_S = 20.0
+START_LIMIT_S = 60.0
+STOP_LIMIT_S = 60.0
 
 
-def until(condition: Callable[[], Any], what: str, limit_s: float = 10.0) -> Any:
+def until(condition: Callable[[], Any], what: str, limit_s: float = 60.0) -> Any:
     """The first true answer; AssertionError when there is none in time."""
     deadline = time.monotonic() + limit_s
     while not (found := condition()):
@@ -139,7 +139,7 @@ class Workers:
     def log(self) -> str:
         return self.log_path.read_text() if self.log_path.exists() else ""
 
-    def connect(self, timeout: float = 10.0) -> socket.socket:
+    def connect(self, timeout: float = 30.0) -> socket.socket:
         family = socket.AF_UNIX if self.address.startswith("unix:") else socket.AF_INET
         sock = socket.socket(family)
         sock.settimeout(timeout)

@@ -12,7 +12,7 @@ from typing import Any, Self
 from tests.load import parse_address
 
 PAUSE_S = 0.03
-LIMIT_S = 10.0
+LIMIT_S = 30.0
 
 
 class _Connection(http.client.HTTPConnection):

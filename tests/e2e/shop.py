@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests import apps
-from tests.cluster import Cluster, wait_until
+from tests.cluster import Cluster, alive, wait_until
 
 Edit = tuple[str, str, str]  # file, what is there, what is to be there
-FAST_HEALTH: Edit = ("deployer.toml", "[health]\n", '[health]\ntimeout = "400ms"\n')
+FAST_HEALTH: Edit = ("deployer.toml", "[health]\n", '[health]\ntimeout = "1s"\n')
 LIGHT = {"keepalive": 2, "fresh": 1, "slow": 1, "slow_path": "/slow?s=0.4"}
 IDENTITY = ["-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false"]
 
@@ -62,15 +62,14 @@ class Shop(Cluster):
     # Looking
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
-        found = self.run("events", "--json", code=0).events
-        return [event for event in found if name in (None, event["event"])]
+        return [event for event in self.ask("/v1/events") if name in (None, event["event"])]
 
     def history(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self.run("history", "--json", code=0).out)
+        found: list[dict[str, Any]] = self.ask("/v1/rollouts")[0]
         return found
 
     def releases(self) -> dict[str, dict[str, Any]]:
-        return {release["name"]: release for release in json.loads(self.run("releases", "--json", code=0).out)}
+        return {release["name"]: release for release in self.ask("/v1/releases")[0]}
 
     def assert_serves(self, release: str, pids: dict[int, int] | None = None) -> dict[int, int]:
         """One release everywhere: every slot, `current`, the status and the answers. `pids`: slots untouched."""
@@ -171,15 +170,6 @@ class Running:
         assert self.process.stderr is not None
         with self.process.stderr as lines:
             self._errors.extend(lines)
-
-
-def alive(pid: int) -> bool:
-    """Runs, zombies apart."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return text.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def python_for_nobody() -> str | None:

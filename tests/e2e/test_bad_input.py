@@ -350,7 +350,7 @@ def test_the_disk_is_full_for_everything(shop: Callable[..., Shop]) -> None:
 
 def test_current_cannot_be_moved(shop: Callable[..., Shop]) -> None:
     """At the very end of a rollout: the new release serves already, and promotion is tried until it works."""
-    cluster = shop(count=1)
+    cluster = shop(count=1, soak="2s")  # time to put something in the way
     cluster.up()
     link, aside = cluster.root / "current", cluster.root / "aside"
     manager = cluster.manager_pid()

@@ -180,7 +180,7 @@ def test_everything_killed_in_the_middle_of_a_build_leaves_what_the_next_up_clea
     )
     child = made.start("deploy")
     wait_until(lambda: began.exists() and began.read_text().strip(), "the build runs")
-    made.kill_everything(child.pid)
+    made.kill_everything()
     assert (made.root / "releases" / ".v2.building").exists()
     child.kill()
     child.communicate(timeout=60)

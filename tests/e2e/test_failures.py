@@ -31,11 +31,11 @@ class Broken:
 HALTING = (
     Broken("raises_at_import", "worker_exit", "exited with code 1", "this release is broken on purpose"),
     Broken("exits_zero", "worker_exit", "exited with code 0"),
-    Broken("never_ready", "never_ready", "did not send READY=1 within 1s"),
+    Broken("never_ready", "never_ready", "did not send READY=1 within 2s"),
     Broken("crash_in_soak", "worker_exit", "worker 1 of v5 exited with code 3", "serves"),
     Broken("health_500", "health", "500 'sick'"),
     Broken("missing_program", "worker_exit", "its program could not be run", "cannot run './no-such-server'"),
-    Broken("never_serves", "health", "accepts no connection", "serves", preflight_words="no answer within 0.4 s"),
+    Broken("never_serves", "health", "accepts no connection", "serves", preflight_words="no answer within 1 s"),
 )
 
 
@@ -47,7 +47,7 @@ def test_a_broken_release_halts_and_the_old_one_serves(count: int, preflight: bo
     SIGTERM."""
     extra = "" if preflight else "preflight = false\n"
     cluster = shop(
-        count=count, soak="600ms", ready_timeout="1s", drain_timeout="1500ms", extra=extra, edits=[FAST_HEALTH]
+        count=count, soak="600ms", ready_timeout="2s", drain_timeout="1500ms", extra=extra, edits=[FAST_HEALTH]
     )
     cluster.up()
     pids = cluster.assert_serves("v1")
@@ -72,7 +72,7 @@ def assert_lost_only_by_the_crash(report: LoadReport) -> None:
     assert not lost, str(report)
     moments = [loss.at for loss in report.losses]
     assert report.lost <= 4, str(report)
-    assert not moments or max(moments) - min(moments) < 0.5, str(report)
+    assert not moments or max(moments) - min(moments) < 2, str(report)
     assert report.errors == 0, str(report)
     if report.lost:
         print(f"taken along by the crashing canary: {report.lost} of {report.requests}")

@@ -254,7 +254,7 @@ def test_a_killed_manager_leaves_no_hook_running(shop: Callable[..., Shop], stag
         (cluster.base / "second").touch()
         os.kill(cluster.manager_pid(), signal.SIGKILL)
         code = deploy.finish()
-    wait_until(lambda: not alive(pid), "the hook of the dead manager is gone", 5)
+    wait_until(lambda: not alive(pid), "the hook of the dead manager is gone")
     again = stage not in ("after_rollout", "on_failure")
     assert len(marks.read_text().split()) == (2 if again else 1)
     assert code == (0 if again else 9 if good else 3)

@@ -3,7 +3,8 @@
 No hook in the product: `killsite/sitecustomize.py`, on PYTHONPATH of the manager, sees the statements that SQLite is
 given, and kills right before the COMMIT of a given transaction (it is lost) or at the first statement after it (it is
 there, and what follows from it has been begun). Every event is written in one of them, so that this is every event too.
-A first deploy lists the transactions; then there is one deploy for each, both before and after:
+A first deploy lists the transactions; then there is one deploy for each, before or after it (both with
+DEPLOYER_EVERY_KILL=1: tests/sweep.py; what is tried before it with the manager is tried after it with everything):
 
 - all of staging up to the first worker: the beginning of the rollout, start, output and end of each hook
   (before_stage, after_build, before_rollout), each line of progress of the staging child (which is killed with the
@@ -32,9 +33,11 @@ from deployer.paths import Layout
 from tests.cluster import wait_until
 from tests.e2e.shop import Shop
 from tests.e2e.victim import Victim, numbered
+from tests.sweep import dealt
 
+pytestmark = pytest.mark.long
 MAKE = Callable[..., Shop]
-CHUNKS = 3
+CHUNKS = 3  # tests, side by side, among which points are dealt out
 LEAST = 40  # kill points; fewer would mean that the journal is not seen any more
 BUILD = "\n[build]\nrun = ['echo one > built', 'echo two >> built']\n"
 STAGES = ("before_stage", "after_build", "before_rollout")
@@ -144,7 +147,7 @@ def test_the_manager_alone(victim: Deploying, chunk: int) -> None:
     was committed it is told of that rollout; if not, nothing of it is left and it begins now.
     """
     shop = victim.shop
-    for point in victim.points[chunk::CHUNKS]:
+    for point in dealt(victim.points, chunk, CHUNKS):
         files = victim.live()
         seq, manager = victim.seq, shop.manager_pid()
         victim.write(f"manager killed {point}")
@@ -170,7 +173,7 @@ def test_the_manager_alone(victim: Deploying, chunk: int) -> None:
 def test_everything(victim: Deploying, chunk: int) -> None:
     """`up` starts the release that was live, and only then goes on with the rollout, when it was begun."""
     shop = victim.shop
-    for point in victim.points[chunk::CHUNKS]:
+    for point in dealt(victim.points, chunk, CHUNKS, odd=True):
         live, files = shop.current(), victim.live()
         seq, pids = victim.seq, [shop.keeper_pid(), shop.manager_pid()]
         victim.write(f"all killed {point}")
@@ -254,4 +257,4 @@ def test_a_keeper_that_has_not_said_its_token_yet_is_waited_for(tmp_path: Path) 
         with pytest.raises(TimeoutError):
             answer.result(timeout=0.1)
         os.pwrite(file.fileno(), b"2\nof-the-living\n", 0)
-        assert answer.result(timeout=5) == "of-the-living"
+        assert answer.result(timeout=30) == "of-the-living"

@@ -1,8 +1,9 @@
 """The sweep of test_kill_everywhere.py for workers that move, are forked, and stand by: SIGKILL to the manager at each
 commit and message of a deploy with `preload`, and of a rollback on standby; SIGKILL to templates.
 
-Points are taken one after the other on one cluster, under load. After each the command has ended well, all is as if
-nobody had been killed, and no release was imported more often than once: whoever follows uses the template there is.
+Points are taken one after the other on one cluster, under load; which: tests/sweep.py. After each the command has ended
+well, all is as if nobody had been killed, and no release was imported more often than once: whoever follows uses the
+template there is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from tests.e2e.shop import LIGHT
 from tests.e2e.test_preload import Served
 from tests.e2e.victim import Victim, numbered
 from tests.load import LoadProcess
+from tests.sweep import dealt
 
+pytestmark = pytest.mark.long
 MAKE = Callable[..., "Forking"]
 CHUNKS = 2  # tests, side by side, among which points are dealt out
 STANDBY = 'standby = "10m"\n'
@@ -85,13 +88,13 @@ class Forking(Victim):
 
     def assert_whole(self, release: str, templates: set[str]) -> dict[str, Any]:
         """Every slot, `current` and the answers are of one release; these have one template each; nobody else runs."""
-        status = wait_until(lambda: self._settled(release, templates), f"{release}, templates {templates}", 30, 0.05)
+        status = wait_until(lambda: self._settled(release, templates), f"{release}, templates {templates}", pause=0.05)
         assert self.shop.current() == release
         assert self.shop.release_served() == release
         return dict(status)
 
     def _settled(self, release: str, templates: set[str]) -> dict[str, Any] | None:
-        status = self.status()
+        status = self.shop.status()
         states = [(w["slot"], w["state"], w["release"]) for w in status["workers"]]
         found = sorted((t["release"], t["state"]) for t in status["templates"])
         ours = [status[who]["pid"] for who in ("keeper", "manager")]
@@ -135,7 +138,7 @@ def _is_ordinary(line: str) -> bool:
     return line in ("before ", "after ", "after (workers)") or any(word in line for word in ORDINARY)
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS + 1))
+@pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_the_manager_in_a_deploy_with_preload(forking: MAKE, chunk: int) -> None:
     """From the template on; what comes before is that of any deploy."""
     victim = forking()
@@ -144,7 +147,7 @@ def test_the_manager_in_a_deploy_with_preload(forking: MAKE, chunk: int) -> None
     points = worthwhile(lines, f"before {TEMPLATE}")
     assert {f"{where} {what}" for where in ("before 1", "after 1") for what in ("send fork", "send serve")} < {*points}
     with visitors(victim.shop):
-        for point in points[chunk :: CHUNKS + 1]:
+        for point in dealt(points, chunk, CHUNKS):
             status = victim.killed(point, victim.deploy, set())
             assert victim.shop.imported(status["release"]) == [status["templates"][0]["pid"]], point
         victim.deploy()
@@ -162,7 +165,7 @@ def test_the_manager_in_a_rollback_on_standby(forking: MAKE, chunk: int) -> None
     victim.assert_whole("v1", both)
     boots = shop.imports.read_text()
     with visitors(shop):
-        for number, point in enumerate(points[chunk::CHUNKS]):
+        for number, point in enumerate(dealt(points, chunk, CHUNKS, odd=True)):
             to = ("v2", "v1")[number % 2]
             victim.killed(point, partial(victim.carry_out, "rollback", to), both)
         assert shop.imports.read_text() == boots, "nobody booted"

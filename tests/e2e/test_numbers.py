@@ -122,8 +122,9 @@ def test_a_release_that_fails_its_visitors_is_reverted_with_the_numbers(
 
 
 def test_what_the_canary_raised_last_is_the_cause(judged: Callable[..., Judged]) -> None:
-    cluster = judged("asgi")
+    cluster = judged("asgi", soak="1s")
     cluster.up()
+    cluster.toml["soak"] = "2m"  # longer than a command may take here
     slots = cluster.assert_serves("v1")
     with LoadProcess(cluster.address, **CLIENTS) as load:
         load.more(50)
@@ -221,7 +222,7 @@ def test_too_few_requests_can_be_waited_for(
 
 
 def test_visitors_that_never_come_are_waited_for_until_the_deadline(judged: Callable[..., Judged]) -> None:
-    cluster = judged("asgi", 'inconclusive = "extend"\ndeadline = "8s"\n', soak="500ms")
+    cluster = judged("asgi", 'inconclusive = "extend"\ndeadline = "12s"\n', soak="500ms")
     cluster.up()
     slots = cluster.assert_serves("v1")
     done = cluster.deploy(label="second", code=HALTED)

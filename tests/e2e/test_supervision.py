@@ -206,7 +206,7 @@ WAYS: dict[str, tuple[str, str]] = {
 def test_the_ways_of_telling_readiness(shop: Callable[..., Shop]) -> None:
     """Each on the same cluster: a good release becomes ready by it; one that accepts nothing is told `never_ready`
     (`delay` cannot know that: there the check that follows finds out)."""
-    cluster = shop(count=1, ready_timeout="900ms", edits=[FAST_HEALTH])
+    cluster = shop(count=1, ready_timeout="3s", edits=[FAST_HEALTH])
     cluster.up(boot_s=0.2)
     for way, (old, new) in WAYS.items():
         cluster.edits[1:] = [("deployer.toml", old, new)]
@@ -298,16 +298,16 @@ def alike(address: str, port: int) -> bool:
 def test_a_drain_waits_and_then_kills_the_whole_group(shop: Callable[..., Shop]) -> None:
     """A request that takes 1.2 s is answered whole by the old worker although it was told to stop; one that takes
     longer than drain_timeout is not waited for, and the worker's children go with it."""
-    cluster = shop(count=1, drain_timeout="2s", edits=[FAMILY])
+    cluster = shop(count=1, drain_timeout="4s", edits=[FAMILY])
     cluster.up()
     answers: dict[float, int] = {}
 
     def ask(seconds: float) -> None:
         with contextlib.suppress(OSError, IndexError):
-            answers[seconds] = cluster.get(f"/slow?s={seconds}", timeout=20)[0]
+            answers[seconds] = cluster.get(f"/slow?s={seconds}", timeout=60)[0]
 
     old = cluster.assert_serves("v1")[1]
-    askers = [threading.Thread(target=ask, args=(seconds,)) for seconds in (1.2, 12.0)]
+    askers = [threading.Thread(target=ask, args=(seconds,)) for seconds in (1.2, 30.0)]
     for asker in askers:
         asker.start()
     wait_until(lambda: established(old) == 2, "both requests are with the old worker")
@@ -315,11 +315,11 @@ def test_a_drain_waits_and_then_kills_the_whole_group(shop: Callable[..., Shop])
     cluster.deploy(label="second", code=0)
     assert alive(old), "it still answers"
     for asker in askers:
-        asker.join(15)
+        asker.join(60)
     assert answers == {1.2: 200}
     wait_until(lambda: not alive(old) and not alive(child), "killed, with its child")
     ended = next(e for e in cluster.events("worker.exited") if e["pid"] == old)
-    print(f"killed {ended['seconds']} s after SIGTERM (drain_timeout 2 s)")
+    print(f"killed {ended['seconds']} s after SIGTERM (drain_timeout 4 s)")
     assert (ended["signal"], ended["expected"]) == ("SIGKILL", True)
-    assert 1.9 < ended["seconds"] < 11
+    assert 3.9 < ended["seconds"] < 29
     cluster.assert_serves("v2")

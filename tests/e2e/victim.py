@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -43,16 +42,6 @@ class Victim:
     def wait_for_the_kill(self, *pids: int) -> None:
         wait_until(lambda: not self.order.exists(), "the order was carried out")
         wait_until(lambda: not any(alive(pid) for pid in pids), "killed")
-
-    def status(self) -> dict[str, Any]:
-        """As `deployer status --json`, without a process; a manager that is being replaced is waited for."""
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(20)
-            sock.connect(str(self.shop.root / "run" / "control.sock"))
-            sock.sendall(b"GET /v1/status HTTP/1.0\r\nHost: x\r\n\r\n")
-            answer = b"".join(iter(lambda: sock.recv(65536), b""))
-        found: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
-        return found
 
     def lying_about(self) -> list[str]:
         """Names in ROOT, but for those that each release and each deploy adds to, and what SQLite keeps."""

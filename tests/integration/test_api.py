@@ -311,7 +311,7 @@ def test_followers_that_go_away_leave_nothing_behind(cluster: Cluster) -> None:
             next(lines)
         with stream(cluster, "/v1/logs?follow=1") as lines:
             next(lines)
-    wait_until(lambda: len(os.listdir(fds)) <= before, "the connections are closed", 10.0)
+    wait_until(lambda: len(os.listdir(fds)) <= before, "the connections are closed")
 
 
 def test_stop_ends_a_stream_whole(cluster: Cluster) -> None:
@@ -319,4 +319,4 @@ def test_stop_ends_a_stream_whole(cluster: Cluster) -> None:
     with stream(cluster, "/v1/events?follow=1") as lines:
         assert ask(cluster, "POST", "/v1/stop", {"who": "ann"}) == (202, {})
         assert list(lines)[-1]["event"] == "manager.stopped"
-    wait_until(lambda: not (cluster.root / "run" / "control.sock").exists(), "the socket is gone", 10.0)
+    wait_until(lambda: not (cluster.root / "run" / "control.sock").exists(), "the socket is gone")

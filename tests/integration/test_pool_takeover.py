@@ -28,7 +28,7 @@ from deployer.workers import shim
 from deployer.workers.pool import Pool
 from deployer.workers.worker import State, Worker
 
-LIMIT_S = 15.0
+LIMIT_S = 60.0
 RELEASE = Release("v1", Path("/"), Config(name="a", worker=WorkerConfig(command="x", drain_timeout="300ms")), {})
 
 

@@ -21,7 +21,7 @@ from deployer.sockets.address import Address
 from deployer.sockets.bind import inode
 from tests.cluster import wait_until
 
-LIMIT_S = 5.0
+LIMIT_S = 30.0
 
 
 class Server:
@@ -166,9 +166,9 @@ def test_the_time_limit_is_for_all_of_it(serving: Callable[..., Server]) -> None
 def test_silence_is_no_answer_and_says_who_was_silent(serving: Callable[..., Server]) -> None:
     """The worker that hangs has accepted: it can be named."""
     server = serving(wait_for_close)
-    answer = ask(server, timeout=0.2, identify=lambda number: number)
-    assert answer == Answer(None, "no answer within 0.2 s", server.inodes[0])
-    assert answer.describe() == "no answer within 0.2 s"
+    answer = ask(server, timeout=1, identify=lambda number: number)
+    assert answer == Answer(None, "no answer within 1 s", server.inodes[0])
+    assert answer.describe() == "no answer within 1 s"
 
 
 @pytest.mark.parametrize(
@@ -215,13 +215,13 @@ def test_a_reset_is_told_as_the_kernel_tells_it(serving: Callable[..., Server]) 
 
 
 def test_nobody_there_is_told(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    for address, words in (
-        (Address("tcp", host="127.0.0.1", port=port), "Connection refused"),
-        (Address("unix", path=str(tmp_path / "none")), "No such file or directory"),
-    ):
-        assert asyncio.run(get(address, "/", 1.0)) == Answer(None, words, None)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))  # and does not listen: nobody else does there either
+        for address, words in (
+            (Address("tcp", host="127.0.0.1", port=sock.getsockname()[1]), "Connection refused"),
+            (Address("unix", path=str(tmp_path / "none")), "No such file or directory"),
+        ):
+            assert asyncio.run(get(address, "/", LIMIT_S)) == Answer(None, words, None)
 
 
 def test_no_descriptor_is_left_open(serving: Callable[..., Server]) -> None:
@@ -231,7 +231,7 @@ def test_no_descriptor_is_left_open(serving: Callable[..., Server]) -> None:
     for _ in range(3):
         ask(server)
     gc.collect()  # the test's own server may still hold a connection that ended
-    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "as many descriptors as before", 5)
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "as many descriptors as before")
 
 
 def test_a_connection_stands_before_anybody_accepts(tmp_path: Path) -> None:

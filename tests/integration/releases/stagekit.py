@@ -19,7 +19,7 @@ from deployer.paths import Layout
 from deployer.releases.request import Directory, Source, StageRequest, encode_request
 
 COMMAND = (sys.executable, "-P", "-m", "deployer.releases.stage")
-BOUND_S = 30.0
+BOUND_S = 60.0
 HERE = Directory(path=".")
 CONFIG = Config(
     name="shop",

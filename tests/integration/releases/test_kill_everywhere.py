@@ -2,17 +2,16 @@
 
 Exhaustive by counting. `killsite/sitecustomize.py` listens to Python's audit events in the staging child (no hook in
 the product) and counts those that change the disk or start a process. A first run counts them; then there is one run
-for each, killed just before it, up to the last, when the result has been told. Not audited are writes, fsyncs and what
-git, uv and build commands do in their own processes: of those the places before and after are covered here, the middle
-in test_stage_kill.py and test_stage_build.py.
+for each, killed just before it, up to the last, when the result has been told (for each second one, unless
+DEPLOYER_EVERY_KILL=1: tests/sweep.py). Not audited are writes, fsyncs and what git, uv and build commands do in their
+own processes: of those the places before and after are covered here, the middle in test_stage_kill.py and
+test_stage_build.py.
 
 After each kill: all that was live (v1's tree with inodes, contents, modes and times, its index, its environment,
 `current`, what lies in ROOT/shared) is as it was; v2, when it stands there without a mark, is whole; the sweep of a
 starting manager leaves nothing but whole releases. Then the manager's next attempt (`Work._stage`: remove what has the
 name, stage it, and after the promotion remove what no release needs) gives the tree, and leaves in ROOT exactly what a
 run that was never killed leaves there.
-
-The kill points of a scenario are split over CHUNKS tests, for xdist.
 """
 
 from __future__ import annotations
@@ -42,9 +41,11 @@ from deployer.paths import Layout
 from deployer.releases import envs, tree
 from deployer.releases.digest import tree_digest
 from deployer.releases.request import Artifact, Directory, Git, Room, Source
+from tests.sweep import dealt
 
+pytestmark = pytest.mark.long
 HERE = Path(__file__).parent
-CHUNKS = 2
+CHUNKS = 2  # tests, side by side, among which the points of a scenario are dealt out
 
 READS = re.compile(r"mode=ro&|'git', 'version'|'(config', '--get|rev-parse|cat-file|log|status|ls-remote)'")
 
@@ -146,7 +147,7 @@ class World:
     def kill(self, point: Point, trace: Path) -> None:
         trace.unlink(missing_ok=True)
         child = self.stage(PYTHONPATH=str(HERE / "killsite"), KILL_TRACE=str(trace), KILL_AT=point.at)
-        out, errors = child.communicate(timeout=30)
+        out, errors = child.communicate(timeout=60)
         assert child.returncode == -signal.SIGKILL, (point, out, errors)
         last = trace.read_text().splitlines()
         assert any(line.startswith(f"{point.at} {point.event} ") for line in last), (point, last)
@@ -414,7 +415,8 @@ def test_killed_before_each_change(stager: Stager, tmp_path: Path, scenario: str
     world.again()
     expected = world.listing()
     faults = []
-    for point in points[chunk::CHUNKS]:
+    odd = [*SCENARIOS].index(scenario) % 2 == 1  # what two scenarios have in common is tried by both halves
+    for point in dealt(points, chunk, CHUNKS, odd=odd):
         world.reset()
         world.kill(point, tmp_path / "trace")
         world.untouched()

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stagekit import Stager, inode, settle, stage, wait_until, write
+from stagekit import Stager, alive, inode, settle, stage, wait_until, write
 
 from deployer.releases.linker import Linker
 
@@ -101,6 +101,6 @@ def test_it_dies_with_the_staging(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-P", "-c", OWNER], stdout=subprocess.PIPE, cwd=tmp_path) as owner:
         assert owner.stdout is not None
         pid = int(owner.stdout.readline())
-        assert Path(f"/proc/{pid}").exists()
+        assert alive(pid)
         owner.kill()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    wait_until(lambda: not alive(pid))

@@ -310,9 +310,10 @@ def test_a_server_that_gives_a_byte_now_and_then(
 
 def test_a_server_that_is_not_there(stager: Stager, sites: Sites) -> None:
     """Nobody listens; no such name; no name at all; no address at all."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    refused(stager, stage(stager, sites, f"https://127.0.0.1:{port}/a.tar.gz"), "Connection refused")
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))  # and does not listen: nobody else does there either
+        url = f"https://127.0.0.1:{mute.getsockname()[1]}/a.tar.gz"
+        refused(stager, stage(stager, sites, url), "Connection refused")
     for url in ("https://nothing.invalid/a.tar.gz", "https://no..name/a.tar.gz"):
         refused(stager, stage(stager, sites, url), f"cannot download {url}")
     refused(stager, stage(stager, sites, "https://[no/a.tar.gz"), "will not fetch")

@@ -310,6 +310,6 @@ def test_what_is_no_request_is_refused(stager: Stager) -> None:
 def test_refuses_to_run_for_a_parent_that_is_gone(stager: Stager) -> None:
     """The manager died between the start and the request: nobody would see the result."""
     child = stager.start(stager.request(HERE, parent=1))
-    stdout, _ = child.communicate(timeout=30)
+    stdout, _ = child.communicate(timeout=60)
     assert (child.returncode, stdout) == (143, b"")
     assert not stager.layout.releases.exists()

@@ -97,7 +97,7 @@ def test_it_dies_with_its_manager(big: Stager) -> None:
         pid = int(parent.stdout.readline())
         wait_until(lambda: copying(big))
         parent.kill()
-    wait_until(lambda: not alive(pid), 5)
+    wait_until(lambda: not alive(pid))
     assert set(os.listdir(big.layout.releases)) <= {".v1.partial", ".v1.index"}
     assert big.run(BIG).exit == 0
 
@@ -129,7 +129,7 @@ def test_stopping_takes_git_and_its_helpers_along(stager: Stager, repository: Re
     child.terminate()
     assert stager.finish(child).exit == 143
     for pid in pids(tmp_path):
-        wait_until(lambda pid=pid: not alive(pid), 5)
+        wait_until(lambda pid=pid: not alive(pid))
     stager.assert_nothing_left()
 
 
@@ -142,7 +142,7 @@ def test_a_kill_takes_git_along(stager: Stager, repository: Repository, tmp_path
     try:
         child.kill()
         child.communicate()
-        wait_until(lambda: not alive(git), 5)
+        wait_until(lambda: not alive(git))
     finally:
         os.kill(helper, signal.SIGKILL)
     stager.env["PATH"] = stager.env["PATH"].partition(":")[2]

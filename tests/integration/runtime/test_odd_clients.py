@@ -57,7 +57,7 @@ class Scene:
     def judge(self) -> None:
         assert not self.failures, "\n".join([*self.failures, self.workers.log()])
         process = self.workers.processes[0]
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         row = self.workers.row(process)
         assert (row.cut_requests, row.cut_connections) == (0, self.cut), self.workers.log()
 
@@ -107,7 +107,7 @@ def test_an_event_stream_of_wsgi_ends_with_its_client_and_with_the_drain(serve: 
         there.read_until(b"data: 2\n")
         begin_drain(workers)
         assert there.read_until(b"0\r\n\r\n").endswith(b"\n\r\n0\r\n\r\n")
-    assert workers.processes[0].wait(10) == 0
+    assert workers.processes[0].wait(30) == 0
     assert workers.log().count("events: closed") == 2
     assert workers.row().cut_requests == 0
 
@@ -153,7 +153,7 @@ def test_requests_at_the_very_moment_of_the_drain(serve: Serve, engine: dict[str
     for client in clients:
         client.sock.close()
     assert not lost, lost
-    assert [process.wait(20) for process in workers.processes[:3]] == [0, 0, 0]
+    assert [process.wait(60) for process in workers.processes[:3]] == [0, 0, 0]
 
 
 def test_connections_that_no_worker_had_accepted(serve: Serve, engine: dict[str, Any]) -> None:
@@ -169,4 +169,4 @@ def test_connections_that_no_worker_had_accepted(serve: Serve, engine: dict[str,
         old.send_signal(signal.SIGCONT)
         workers.until_serving(workers.start("v2"))
         assert [client.answer().body for client in clients] == [b"%d" % number for number in range(60)]
-    assert old.wait(20) == 0
+    assert old.wait(60) == 0

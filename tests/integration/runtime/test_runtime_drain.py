@@ -59,7 +59,7 @@ def test_an_idle_connection_is_answered_and_told_to_close(serve: Serve, engine: 
         time.sleep(4)
         assert late.get("/").closes
         assert late.ends()
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
     assert workers.row(process).cut_connections == 0
 
 
@@ -82,7 +82,7 @@ def test_idle_connections_are_closed_after_the_linger_time_one_after_another(ser
         thread.start()
     for thread in threads:
         thread.join()
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
     assert min(ends) >= 1.15
     assert max(ends) - min(ends) > 0.3
 
@@ -98,7 +98,7 @@ def test_requests_under_way_finish(serve: Serve, engine: Engine) -> None:
         answers = [uploading.answer(), busy.answer()]
         assert [(answer.body, answer.closes) for answer in answers] == [(b"100000", True), (b"slow", True)]
         assert busy.ends()
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
 
 
 def test_a_download_whose_head_is_sent_goes_on_and_the_next_answer_closes(serve: Serve, engine: Engine) -> None:
@@ -115,7 +115,7 @@ def test_a_download_whose_head_is_sent_goes_on_and_the_next_answer_closes(serve:
             slow_reader._data.clear()
             time.sleep(0.005)
         assert slow_reader.get("/").closes
-    assert process.wait(8) == 0
+    assert process.wait(30) == 0
 
 
 def test_pipelined_requests_are_all_answered(serve: Serve, engine: Engine) -> None:
@@ -132,7 +132,7 @@ def test_pipelined_requests_are_all_answered(serve: Serve, engine: Engine) -> No
         assert during.ends()
         answers = [before.answer() for _ in range(3)]
         assert [answer.closes for answer in answers] == [False, False, True]
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
 
 
 def request(path: str) -> bytes:
@@ -154,7 +154,7 @@ def test_a_half_closed_client_gets_its_answers(serve: Serve, engine: Engine) -> 
         process = begin_drain(workers)
         assert client.answer().body == b"slow"
         assert client.ends()
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
 
 
 def test_a_client_that_waits_for_100_continue(serve: Serve, engine: Engine) -> None:
@@ -166,7 +166,7 @@ def test_a_client_that_waits_for_100_continue(serve: Serve, engine: Engine) -> N
         client.read_until(b"HTTP/1.1 100 Continue\r\n\r\n")
         client.sock.sendall(b"12345")
         assert client.answer().body == b"5"
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
 
 
 def test_an_upload_refused_early_gets_its_answer_and_no_reset(serve: Serve, engine: Engine) -> None:
@@ -181,7 +181,7 @@ def test_an_upload_refused_early_gets_its_answer_and_no_reset(serve: Serve, engi
         answer = client.answer()
         assert (answer.status, answer.closes) == (413, True)
         assert client.ends()
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
 
 
 def test_a_head_that_comes_slowly_is_waited_for(serve: Serve, engine: Engine) -> None:
@@ -193,7 +193,7 @@ def test_a_head_that_comes_slowly_is_waited_for(serve: Serve, engine: Engine) ->
         time.sleep(3)
         client.sock.sendall(b"st: test\r\n\r\n")
         assert client.answer().closes
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
 
 
 def test_an_event_stream_ends_with_a_whole_event_and_the_last_chunk(serve: Serve, engine: Engine) -> None:
@@ -203,7 +203,7 @@ def test_an_event_stream_ends_with_a_whole_event_and_the_last_chunk(serve: Serve
         client.read_until(b"data: 3\n")
         process = begin_drain(workers)
         assert client.rest().endswith(b"\n\r\n0\r\n\r\n")
-    assert process.wait(8) == 0
+    assert process.wait(30) == 0
     assert "events: disconnected" in workers.log()
     assert workers.row(process).cut_requests == 0
 
@@ -215,21 +215,21 @@ def test_websockets_are_closed_with_1012_one_after_another(serve: Serve, engine:
 
     def wait(websocket: Any) -> None:
         with pytest.raises(ConnectionClosedError) as caught:
-            websocket.recv(10)
+            websocket.recv(30)
         assert caught.value.rcvd is not None
         ends.append((caught.value.rcvd.code, time.monotonic()))
 
     with ExitStack() as stack:
         sockets = [stack.enter_context(connect(address)) for _ in range(12)]
         sockets[0].send("one")
-        assert sockets[0].recv(5) == "echo one"
+        assert sockets[0].recv(30) == "echo one"
         process = begin_drain(workers)
         threads = [threading.Thread(target=wait, args=[websocket]) for websocket in sockets]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
     assert [code for code, _ in ends] == [1012] * 12
     assert ends[-1][1] - ends[0][1] > 0.3
     assert workers.log().count("websocket: 1012") == 12
@@ -243,8 +243,8 @@ def test_what_takes_too_long_is_cut_and_counted(serve: Serve, engine: Engine) ->
         until(lambda: workers.row().in_flight == 2, "both are under way")
         began = time.monotonic()
         process = begin_drain(workers)
-        assert process.wait(5) == 0
-        assert time.monotonic() - began < 3
+        assert process.wait(30) == 0
+        assert time.monotonic() - began < 15
     assert (workers.row(process).cut_requests, workers.row(process).cut_connections) == (2, 0)
     assert "cut 2 requests" in workers.log()
 
@@ -259,7 +259,7 @@ def test_a_thread_that_never_ends_does_not_keep_a_wsgi_worker(serve: Serve, tmp_
         client.send("/")
         until(lambda: workers.row().in_flight == 1, "it is under way")
         process = begin_drain(workers)
-        assert process.wait(3) == 0
+        assert process.wait(30) == 0
     assert workers.row(process).cut_requests == 1
     assert "at exit" in workers.log()
 
@@ -291,7 +291,7 @@ def test_new_visitors_go_to_the_other_worker(serve: Serve, engine: Engine) -> No
                 assert not client.get("/").closes
         assert workers.row(process).accepted == accepted
         assert busy.answer().body == other.answer().body == b"slow"
-    assert process.wait(8) == 0
+    assert process.wait(30) == 0
 
 
 def test_a_stuck_worker_can_be_seen_and_says_where_it_is(serve: Serve, tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_stuck_worker_can_be_seen_and_says_where_it_is(serve: Serve, tmp_path:
         client.send("/")
         until(lambda: time.monotonic() - workers.row().heartbeat > 0.6, "the heart stands still")
         workers.processes[0].send_signal(signal.SIGABRT)
-        assert workers.processes[0].wait(5) == -signal.SIGABRT
+        assert workers.processes[0].wait(30) == -signal.SIGABRT
     assert "in deadlock" in workers.log()
 
 
@@ -325,10 +325,10 @@ def test_wsproto_closes_with_1012_too(serve: Serve, empty_python: str) -> None:
     workers = serve("bare:app", python=empty_python, options=without)
     with connect(workers.address.replace("tcp:", "ws:")) as websocket:
         websocket.send("one")
-        assert websocket.recv(5) == "echo one"
+        assert websocket.recv(30) == "echo one"
         process = begin_drain(workers)
         with pytest.raises(ConnectionClosedError) as caught:
-            websocket.recv(10)
+            websocket.recv(30)
     assert caught.value.rcvd is not None
     assert caught.value.rcvd.code == 1012
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
