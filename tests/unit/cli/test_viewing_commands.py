@@ -111,14 +111,14 @@ def test_status_is_no_wider_than_80_columns_with_big_numbers(manager: ScriptedMa
 
 def test_status_shows_the_watch(manager: ScriptedManager, shop: Shop) -> None:
     watch = {"id": 3, "kind": "dev", "path": "/srv/shop", "mode": "poll", "directories": 9, "who": "ana", "saves": 12}
-    watch |= {"since": time.time() - 300, "rollout": None}
+    watch |= {"since": time.time() - 3600, "rollout": None}
     heals = watch | {"kind": "heal", "mode": "kernel", "rollout": 12}
     manager.answers["GET /v1/status"] = 200, status(watch=watch)
-    assert "\n  watch: /srv/shop, 12 saves, polling, by ana, for 5m 0s\n" in shop.run("status").out
+    assert "\n  watch: /srv/shop, 12 saves, polling, by ana, for 1h 0m\n" in shop.run("status").out
     assert json.loads(shop.run("status", "--json").out)["watch"] == watch
 
     manager.answers["GET /v1/status"] = 200, status(watch=heals)
-    assert "\n  watch: waits for a fix of rollout 12 in /srv/shop, by ana, for 5m 0s\n" in shop.run("status").out
+    assert "\n  watch: waits for a fix of rollout 12 in /srv/shop, by ana, for 1h 0m\n" in shop.run("status").out
 
 
 def test_history_has_no_saves_unless_they_are_asked_for(manager: ScriptedManager, shop: Shop) -> None:
