@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack
-from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ from deployer.cli.session import Session
 from deployer.cli.up import start
 from deployer.client.follow import FINISHED, Follower, past_events
 from deployer.config.load import Loaded
-from deployer.errors import DeployerError, Exit
+from deployer.errors import DeployerError, Exit, UnavailableError
 from deployer.releases.release import is_dev
 from deployer.wire.schema import (
     Event,
@@ -55,7 +54,7 @@ def develop(
         pages = _open_pages(session, loaded, stack) if browser else None
         if pages is not None:
             request = msgspec.structs.replace(request, reload=pages[1])
-        status, own = start(session, loaded)
+        status, own = _start(session, loaded)
         one = own and not all_workers
         request = msgspec.structs.replace(request, own=own, workers=1 if one else None)
         began, after = time.time(), _newest_event(session)
@@ -104,7 +103,7 @@ class Watching:
         try:
             self.feed.events(follower)
             if self.prints:
-                self.feed.logs(partial(log_lines, self.session, True, CATCH_UP_LINES, since=began))
+                self.feed.logs(lambda since: log_lines(self.session, True, CATCH_UP_LINES, since=since), began)
             if sys.stdin is not None and self.feed.keys(sys.stdin.fileno()):
                 self.session.out.note(keys.TEXT)
             for item in self.feed:
@@ -114,6 +113,8 @@ class Watching:
         except Quit:
             return self._stop(Exit.OK)
         except Interrupted as interrupted:
+            if self.session.out.live:
+                self.session.out.tell("")  # after the ^C of the terminal
             return self._stop(interrupted.exit_code)
         raise AssertionError("a feed has no end")
 
@@ -162,6 +163,9 @@ class Watching:
                 session.client.watch_stop(WatchStop(who=session.who))
                 if self.own:
                     await_end(session, processes)
+        except UnavailableError:  # it was killed just now: the next one sees that its holder has ended
+            session.out.note("the supervisor does not answer; the watch ends with this command")
+            return int(code)
         except Interrupted as again:
             session.out.tell("it goes on stopping without you: `deployer status`")
             again.told = True
@@ -188,6 +192,15 @@ def _open_pages(session: Session, loaded: Loaded, stack: ExitStack) -> tuple[Bro
     if loaded.config.worker.app is None:
         session.out.note(f"a page reloads itself with this in it: {module.script_tag(url)}")
     return pages, url
+
+
+def _start(session: Session, loaded: Loaded) -> tuple[Status, bool]:
+    try:
+        return start(session, loaded)
+    except Interrupted as interrupted:
+        session.out.tell("the cluster may have been started: `deployer status`, `deployer down`")
+        interrupted.told = True
+        raise
 
 
 def _begin(session: Session, request: WatchRequest) -> WatchInfo:

@@ -62,8 +62,9 @@ class Feed:
     def events(self, events: Iterable[Event]) -> None:
         self._start("events", lambda: self._pass_on(events))
 
-    def logs(self, lines: Callable[[], Iterable[bytes]]) -> None:
-        self._start("logs", lambda: self._read_logs(lines))
+    def logs(self, lines: Callable[[float], Iterable[bytes]], since: float) -> None:
+        """`lines(since)`: what is written after that point of time."""
+        self._start("logs", lambda: self._read_logs(lines, since))
 
     def keys(self, fd: int) -> bool:
         """What is typed on a terminal or comes through a pipe; False where stdin is neither."""
@@ -87,12 +88,14 @@ class Feed:
         for event in events:
             self._queue.put(event)
 
-    def _read_logs(self, lines: Callable[[], Iterable[bytes]]) -> None:
+    def _read_logs(self, lines: Callable[[float], Iterable[bytes]], since: float) -> None:
         decoder = msgspec.json.Decoder(LogLine)
         while True:
             try:
-                for raw in lines():
-                    self._queue.put(decoder.decode(raw))
+                for raw in lines(since):
+                    line = decoder.decode(raw)
+                    since = line.ts
+                    self._queue.put(line)
             except UnavailableError:
                 pass  # whether the manager is gone for good is for the reader of events to say
             sleep(RETRY_PAUSE_S)

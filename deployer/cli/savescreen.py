@@ -24,7 +24,7 @@ class SaveScreen:
     def __init__(self, out: Output, saves: Saves) -> None:
         self.out = out
         self.saves = saves
-        self._transient = False  # a line is there that the next one takes the place of
+        self._transient = ""  # the line that is there until the next one takes its place
 
     def event(self, event: Event) -> None:
         told = self.saves.apply(event)
@@ -58,8 +58,8 @@ class SaveScreen:
     # Private.
 
     def _print(self, told: Iterable[Told | LogLine]) -> None:
-        self._erase()
         for one in told:
+            self._erase()
             if isinstance(one, LogLine):
                 self.out.result(format_line(one, self.out))
             else:
@@ -81,14 +81,17 @@ class SaveScreen:
 
     def _draw(self) -> None:
         busy = self.saves.busy
-        if busy is not None and self.out.live and not (self.out.style.json or self.out.style.verbose):
-            text = shorten(clean(f"  ... {busy}"), self.out.width - 1)
-            self.out.stderr.write(self.out.paint(text, "dim"))
-            self.out.stderr.flush()
-            self._transient = True
+        shown = busy is not None and self.out.live and not (self.out.style.json or self.out.style.verbose)
+        text = shorten(clean(f"  ... {busy}"), self.out.width - 1) if shown else ""
+        if text == self._transient:
+            return
+        self._erase()
+        self.out.stderr.write(self.out.paint(text, "dim"))
+        self.out.stderr.flush()
+        self._transient = text
 
     def _erase(self) -> None:
         if self._transient:
             self.out.stderr.write("\r\x1b[K")
             self.out.stderr.flush()
-            self._transient = False
+            self._transient = ""

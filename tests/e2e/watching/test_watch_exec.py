@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from deployer.client.client import Client
+from deployer.errors import BusyError
+from deployer.paths import Layout
+from deployer.wire.schema import WatchRequest
 from tests.cluster import DEPLOYER, free_port
 
 LIMIT_S = 60
@@ -127,7 +131,7 @@ def test_any_program_is_replaced_with_each_save_and_a_broken_one_is_not(watch: W
     port = free_port()
     watch.program.write_text(INHERITS)
 
-    watch.start("--exec", "python3 serve.py {fd}", "--listen", str(port), "--browser")
+    process = watch.start("--exec", "python3 serve.py {fd}", "--listen", str(port), "--browser")
     url = watch.until("/reload.js").rpartition('src="')[2].removesuffix("/reload.js")
     first = watch.until(f"http://127.0.0.1:{port}\n")
     assert f", watching {watch.directory} (1 directory), " in first
@@ -141,6 +145,12 @@ def test_any_program_is_replaced_with_each_save_and_a_broken_one_is_not(watch: W
         told = b""
         while b"dev-2" not in told:
             told += events.readline()
+
+    client = Client(Layout(watch.directory / ".deployer"))
+    mine = client.watch(WatchRequest(who="me", holder=process.pid))
+    assert mine == client.status().watch, "a command that asks again has its watch already"
+    with pytest.raises(BusyError, match="is watched already"):
+        client.watch(WatchRequest(who="me", holder=os.getpid()))
 
     watch.program.write_text("import nothing_of_that_name\n")
     said = watch.until("still serving dev-2; fix and save\n")

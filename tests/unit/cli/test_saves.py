@@ -79,9 +79,9 @@ def test_a_day_of_saves_is_one_calm_line_each_and_errors_in_full() -> None:
 def test_on_a_terminal_what_is_under_way_is_a_line_that_goes_again() -> None:
     text = shown(a_day(), tty=True)
 
-    assert "  ... dev-2 starting\r\x1b[K" in text
-    for gone in ("  ... a save starting\r\x1b[K", *(f"  ... dev-{n} starting\r\x1b[K" for n in (1, 2, 3, 4))):
-        text = text.replace(gone, "")
+    assert text.count("  ... dev-2 starting\r\x1b[K") == 1
+    for busy in ("a save", *(f"dev-{number}" for number in range(1, 5))):
+        text = text.replace(f"  ... {busy} starting\r\x1b[K", "")
     assert text == A_DAY
 
 

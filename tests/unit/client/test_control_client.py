@@ -21,7 +21,17 @@ from deployer.errors import (
     UnavailableError,
 )
 from deployer.paths import Layout
-from deployer.wire.schema import AbortRequest, DeployRequest, RestartRequest, RollbackRequest, ScaleRequest, StopRequest
+from deployer.wire.schema import (
+    AbortRequest,
+    DeployRequest,
+    RestartRequest,
+    RollbackRequest,
+    ScaleRequest,
+    StopRequest,
+    WatchRequest,
+)
+
+WATCH = {"id": 3, "kind": "dev", "path": "/srv", "mode": None, "directories": 0, "who": "me", "since": 1.0, "saves": 0}
 
 
 def test_status_is_decoded_and_fields_of_a_newer_manager_are_ignored(manager: ScriptedManager, layout: Layout) -> None:
@@ -152,6 +162,20 @@ def test_a_command_is_asked_again_of_the_next_manager_by_the_same_key(manager: S
     assert len(set(tries)) == 1
     assert Client(layout).deploy(DeployRequest(who="me")).id == rollout_info()["id"]
     assert tries[3] != tries[2], "another command has another key"
+
+
+def test_a_watch_is_asked_for_again_of_the_next_manager(manager: ScriptedManager, layout: Layout) -> None:
+    answers = [None, (202, WATCH)]
+
+    def answer(query: dict[str, str], body: Any) -> tuple[int, Any]:
+        found = answers.pop(0)
+        if found is None:
+            raise Cut
+        return found
+
+    manager.answers["POST /v1/watch"] = answer
+    assert Client(layout).watch(WatchRequest(who="me", holder=4711)).id == 3
+    assert [body["holder"] for body in manager.bodies("POST /v1/watch")] == [4711, 4711]
 
 
 def test_an_answer_cut_short_is_unavailable(manager: ScriptedManager, layout: Layout) -> None:

@@ -56,6 +56,13 @@ def test_a_manager_that_never_comes_back_is_given_up(layout: Layout) -> None:
     assert caught.value.hint == "deployer up"
 
 
+def test_who_is_patient_waits_at_first_too_and_who_only_listens_is_told_at_once(layout: Layout) -> None:
+    with pytest.raises(UnavailableError, match="did not come back"):
+        list(Follower(Client(layout), patient=True, reconnect_limit=0.2))
+    with pytest.raises(UnavailableError, match="no supervisor runs"):
+        list(Follower(Client(layout)))
+
+
 def test_a_manager_that_hangs_up_again_and_again_is_given_up(manager: ScriptedManager, layout: Layout) -> None:
     manager.streams["/v1/events"] = lambda query: iter([])
 
