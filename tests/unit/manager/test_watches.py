@@ -325,7 +325,9 @@ def test_there_is_one_watch_and_keys_need_it(world: Any) -> None:
             w.watches.back("ana")
         w.watch()
         with pytest.raises(BusyError, match="watched already, by ana"):
-            w.watches.start(WatchRequest(who="bob", holder=os.getpid()))
+            w.watches.start(WatchRequest(who="bob", holder=os.getppid()))
+        again = w.watches.start(WatchRequest(who="ana", holder=os.getpid()))
+        assert again.id == 1, "a command that asks again has its watch already"
         with pytest.raises(BusyError, match="on its way"):
             w.watches.again("ana")
         w.ends(release="dev-1")
