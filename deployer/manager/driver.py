@@ -180,8 +180,9 @@ class Driver:
         if rollout is not None and rollout.phase in FINAL:
             self._cut_last_words(by)
         elif rollout is not None and rollout.phase is Phase.STAGING and job is not None and not job.done():
-            job.add_done_callback(lambda _: self._if_staging(aborted))
-            job.cancel()
+            if not job.cancelling():  # cancelled once more it would not wait for its child any more
+                job.add_done_callback(lambda _: self._if_staging(aborted))
+                job.cancel()
         else:
             self.apply(aborted)
 

@@ -38,11 +38,12 @@ class Linker:
     def __init__(self, old: bytes, new: bytes) -> None:
         orders, self._orders = os.pipe()
         self._answer, answer = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            os.close(self._orders)
-            os.close(self._answer)
-            _work(orders, answer, old, new)
+        with process.stop_held():
+            self._pid = os.fork()
+            if self._pid == 0:
+                os.close(self._orders)
+                os.close(self._answer)
+                _work(orders, answer, old, new)
         os.close(orders)
         os.close(answer)
 
@@ -93,6 +94,7 @@ def _work(orders: int, answer: int, old: bytes, new: bytes) -> NoReturn:
         process.die_with_parent()
         for number in process.STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, process.STOP_SIGNALS)
         if os.getppid() == parent:
             result: tuple[int, str | None, list[NotLinked]]
             try:

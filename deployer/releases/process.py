@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -44,6 +46,17 @@ def ignore_stop() -> None:
     """From here on the work is undone or finished whole, whoever asks to stop."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def stop_held() -> Iterator[None]:
+    """A stop signal that comes now is taken right after. Around os.fork(), which would raise it in a callback of some
+    module (logging has one), where exceptions are dropped: nobody would stop."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def prepare_environment() -> None:

@@ -68,13 +68,13 @@ class Watcher:
 
     def _turn(self) -> None:
         ready = self._wait()
-        if self._orders.fd in ready:
-            for order in self._orders.read():
-                self._obey(order)
         if self._stager.words in ready:
             self._stager.hear()
         if self._stager.questions in ready:
             self._question = self._stager.question()
+        if self._orders.fd in ready:  # after these: a new staging may get the descriptors of the one before
+            for order in self._orders.read():
+                self._obey(order)
         if self._question is not None or self._sight.fd in ready or self._is_settled() or _is_over(self._sight_due()):
             self._see()
         if self._is_settled():
