@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deployer.units import format_duration
 from deployer.watch.change import EVERYTHING, Change, Kind
+from deployer.watch.checkout import Checkout
 from deployer.watch.kernel import KernelWatch, LimitError
 from deployer.watch.polling import PollingWatch
 from deployer.watch.protocol import Fault, Settings, ToManager, Watching
@@ -78,6 +79,7 @@ class Sight:
         self._top_at = time.monotonic() + TOP_S
         self._look_s = 0.0
         self._selection = Selection(self._settings)
+        self.checkout = Checkout(self._selection.top)
         self._watch: KernelWatch | PollingWatch
         if self._poll_s is not None:
             self._poll()
