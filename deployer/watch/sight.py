@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from deployer.units import format_duration
 from deployer.watch.change import EVERYTHING, Change, Kind
 from deployer.watch.checkout import Checkout
 from deployer.watch.kernel import KernelWatch, LimitError
@@ -109,12 +108,11 @@ class Sight:
 
 def fault(error: LimitError, directories: int, limit: tuple[str, int] | None) -> Fault:
     """What a person should do about it. `limit`: the sysctl that says how much there is, and its value."""
-    every = format_duration(FALLBACK_POLL_S)
     what = "inotify watches" if error.of_watches else "inotify instances"
     of = f" ({limit[0]} = {limit[1]})" if limit is not None else ""
     had = f"{error.directories} of {directories} directories were watched" if error.of_watches else "none is left"
     return Fault(
-        what=f"not all directories can be watched: they are looked at every {every} from now on",
+        what="not all directories can be watched: they are looked at once a second from now on",
         cause=f"the limit of {what} for all programs of this user is reached{of}; {had}",
         hint=_hint(error, limit),
     )

@@ -68,13 +68,13 @@ class Watcher:
 
     def _turn(self) -> None:
         ready = self._wait()
-        if self._orders.fd in ready:
-            for order in self._orders.read():
-                self._obey(order)
         if self._stager.words in ready:
             self._stager.hear()
         if self._stager.questions in ready:
             self._stager.hear_question()
+        if self._orders.fd in ready:  # last: a new staging has other descriptors, or others of the same number
+            for order in self._orders.read():
+                self._obey(order)
         asked = self._stager.asked
         if asked is not None or self._sight.fd in ready or self._is_settled() or _is_over(self._sight_due()):
             self._see()
