@@ -76,7 +76,6 @@ class Stager:
         words, told = os.pipe2(os.O_CLOEXEC)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
-        gc.freeze()
         pid = os.fork()
         if pid == 0:
             _stage(parent, request, told, theirs)

@@ -274,3 +274,28 @@ def test_a_broken_deployer_toml_names_its_line(watch: Watch, source: Path) -> No
     problem = child.fail()
     assert problem.reason == "config"
     assert "deployer.toml" in problem.what
+
+
+def test_a_hundred_saves_leave_no_descriptors_and_no_memory(watch: Watch, source: Path) -> None:
+    def used() -> tuple[int, int]:
+        process = Path(f"/proc/{child.process.pid}")
+        return len(list((process / "fd").iterdir())), int((process / "statm").read_text().split()[1])
+
+    def save(number: int) -> None:
+        (source / "app.py").write_text(f"app = {number}\n" if number % 3 else "def (\n")
+        child.expect(Saved)
+        child.send(Stage(request=child.request()))
+        child.answer()
+
+    child = watch()
+    child.stage()
+    for number in range(20):
+        save(number)
+    wait_until(lambda: len(child.processes()) == 1)
+    descriptors, pages = used()
+    for number in range(20, 120):
+        save(number)
+    wait_until(lambda: len(child.processes()) == 1)
+    after = used()
+    assert after[0] == descriptors
+    assert after[1] < pages + 100  # 400 KB
