@@ -103,7 +103,8 @@ class Sight:
 
     def _replaced(self) -> bool:
         self._top_at = time.monotonic() + TOP_S
-        return identity(self._settings.path) != self._identity
+        found = identity(self._settings.path)
+        return found != self._identity or (found is not None and self._watch.blind)  # a number may be used again
 
 
 def fault(error: LimitError, directories: int, limit: tuple[str, int] | None) -> Fault:
