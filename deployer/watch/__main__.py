@@ -6,6 +6,7 @@ and waits for no disk. It ends with its manager, or with the pipe of its orders.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -19,7 +20,9 @@ def main() -> int:
     process.die_with_parent()
     orders = Orders(0)
     try:
-        Watcher(orders.first(), orders, _tell).run()
+        watcher = Watcher(orders.first(), orders, _tell)
+        gc.freeze()  # what was imported stays, in each fork too
+        watcher.run()
     except (EndedError, BrokenPipeError):
         pass
     return 0

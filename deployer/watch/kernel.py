@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import struct
+import sys
+import termios
 import time
 from typing import NamedTuple
 
@@ -64,7 +67,6 @@ class KernelWatch:
         if self.fd < 0:
             raise _error(0)
         os.set_inheritable(self.fd, False)
-        os.set_blocking(self.fd, False)
         try:
             self._enter("", tell=False)
         except BaseException:
@@ -75,14 +77,22 @@ class KernelWatch:
     def directories(self) -> int:
         return len(self._by_wd)
 
+    @property
+    def blind(self) -> bool:
+        """The source itself is not watched: it was removed."""
+        return "" not in self._by_path
+
     def close(self) -> None:
         os.close(self.fd)
 
     def read(self) -> list[Change]:
-        """All that happened until now."""
+        """All that happened until now; who writes without end does not keep us here."""
         self._changes = []
         began_ns = time.time_ns()
-        while data := self._read():
+        left = self._queued()
+        while left > 0:
+            data = os.read(self.fd, _READ)
+            left -= len(data)
             for event in _events(data):
                 self._take(event)
         if self._stale:
@@ -100,11 +110,10 @@ class KernelWatch:
         for path in sorted(paths - self._by_path.keys()):
             self._watch(path)
 
-    def _read(self) -> bytes:
-        try:
-            return os.read(self.fd, _READ)
-        except BlockingIOError:
-            return b""
+    def _queued(self) -> int:
+        """Bytes."""
+        answer = fcntl.ioctl(self.fd, termios.FIONREAD, bytes(4))
+        return int.from_bytes(answer, sys.byteorder)
 
     def _take(self, event: _Event) -> None:
         if event.mask & In.IN_Q_OVERFLOW:

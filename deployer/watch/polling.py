@@ -20,6 +20,7 @@ class PollingWatch:
     """Compares each look at the selection with the one before."""
 
     fd: int | None = None  # nothing to wait for
+    blind = False  # it looks at what has the source's name
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection

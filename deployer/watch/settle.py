@@ -9,6 +9,8 @@ MOST_S = 2.0
 WRITER_S = 0.5
 """Who has a file open and wrote to it is waited for so long after each write: it may be half of it. A program that
 never closes its file delays no more than that."""
+CHECKOUT_S, CHECKOUT_MOST_S = 0.5, 10.0
+"""The same two while git may be changing the tree: how long it may pause, and how long that is waited for at all."""
 
 
 class Settle:
@@ -29,13 +31,15 @@ class Settle:
         else:
             self._written.pop(change.path, None)
 
-    def due(self) -> float | None:
-        """When all that changed is complete, unless more comes; None when nothing changed."""
+    def due(self, *, checkout: bool = False) -> float | None:
+        """When all that changed is complete, unless more comes; None when nothing changed. `checkout`: git may be
+        changing more."""
         if self._first is None:
             return None
         writers = max(self._written.values(), default=0.0)
-        quiet = max(self._last + self._quiet_s, writers + WRITER_S if self._written else 0.0)
-        return min(quiet, self._first + MOST_S)
+        pause_s, most_s = (CHECKOUT_S, CHECKOUT_MOST_S) if checkout else (self._quiet_s, MOST_S)
+        quiet = max(self._last + pause_s, writers + WRITER_S if self._written else 0.0)
+        return min(quiet, self._first + most_s)
 
     def told(self) -> None:
         """What comes from now on is of the next save."""

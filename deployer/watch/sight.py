@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from deployer.units import format_duration
 from deployer.watch.change import EVERYTHING, Change, Kind
+from deployer.watch.checkout import Checkout
 from deployer.watch.kernel import KernelWatch, LimitError
 from deployer.watch.polling import PollingWatch
 from deployer.watch.protocol import Fault, Settings, ToManager, Watching
@@ -78,6 +78,7 @@ class Sight:
         self._top_at = time.monotonic() + TOP_S
         self._look_s = 0.0
         self._selection = Selection(self._settings)
+        self.checkout = Checkout(self._selection.top)
         self._watch: KernelWatch | PollingWatch
         if self._poll_s is not None:
             self._poll()
@@ -102,17 +103,17 @@ class Sight:
 
     def _replaced(self) -> bool:
         self._top_at = time.monotonic() + TOP_S
-        return identity(self._settings.path) != self._identity
+        found = identity(self._settings.path)
+        return found != self._identity or (found is not None and self._watch.blind)  # a number may be used again
 
 
 def fault(error: LimitError, directories: int, limit: tuple[str, int] | None) -> Fault:
     """What a person should do about it. `limit`: the sysctl that says how much there is, and its value."""
-    every = format_duration(FALLBACK_POLL_S)
     what = "inotify watches" if error.of_watches else "inotify instances"
     of = f" ({limit[0]} = {limit[1]})" if limit is not None else ""
     had = f"{error.directories} of {directories} directories were watched" if error.of_watches else "none is left"
     return Fault(
-        what=f"not all directories can be watched: they are looked at every {every} from now on",
+        what="not all directories can be watched: they are looked at once a second from now on",
         cause=f"the limit of {what} for all programs of this user is reached{of}; {had}",
         hint=_hint(error, limit),
     )

@@ -42,6 +42,7 @@ class Stager:
     """At most one staging at a time; the caller's poll tells when to call what."""
 
     def __init__(self, tell: Callable[[ToManager], None]) -> None:
+        self.asked: bytes | None = None  # what the fork waits to hear
         self._tell = tell
         self._pid: int | None = None
         self._words = self._questions = -1
@@ -62,7 +63,7 @@ class Stager:
 
     @property
     def questions(self) -> int | None:
-        """Readable: `question`."""
+        """Readable: `hear_question`."""
         return self._questions if self._questions >= 0 else None
 
     @property
@@ -75,7 +76,6 @@ class Stager:
         words, told = os.pipe2(os.O_CLOEXEC)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
-        gc.freeze()
         pid = os.fork()
         if pid == 0:
             _stage(parent, request, told, theirs)
@@ -106,18 +106,20 @@ class Stager:
         if not data:
             self.end()
 
-    def question(self) -> bytes | None:
-        """What the fork asks; None when there is nobody to answer."""
-        asked = os.read(self._questions, _ANSWER)
-        if not asked:
-            os.close(self._questions)
-            self._questions = -1
-        return asked or None
+    def hear_question(self) -> None:
+        """It stands in `asked` until it is answered or nobody waits for that any more."""
+        try:
+            self.asked = os.read(self._questions, _ANSWER) or None
+        except ConnectionError:
+            self.asked = None  # it was killed
+        if self.asked is None:
+            self._close_questions()
 
     def answer(self, text: bytes) -> None:
+        self.asked = None
         try:
             os.write(self._questions, text[:_ANSWER])
-        except BrokenPipeError:
+        except ConnectionError:
             pass  # it was killed
 
     def end(self) -> None:
@@ -128,12 +130,16 @@ class Stager:
         self._pid, self._kill_at = None, None
         os.close(self._words)
         self._words = -1
-        if self._questions >= 0:
-            os.close(self._questions)
-            self._questions = -1
+        self._close_questions()
         if not self._answered:
             self._answered = True
             self._tell(Error(error=_silent(status, cancelled=self._cancelled)))
+
+    def _close_questions(self) -> None:
+        self.asked = None
+        if self._questions >= 0:
+            os.close(self._questions)
+            self._questions = -1
 
     def stop(self) -> None:
         """Nothing is left of a staging, and nobody is told."""

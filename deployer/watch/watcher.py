@@ -14,6 +14,7 @@ from deployer.watch.settle import Settle
 from deployer.watch.sight import Sight
 from deployer.watch.stager import BEGIN, NO, WHOLE, YES, Stager
 
+CHECKOUT_ASK_S = 0.01  # between two looks whether git is through
 _READ = 1 << 16
 
 
@@ -53,7 +54,6 @@ class Watcher:
         self._stager = Stager(tell)
         self._settle = Settle(settings.settle_s)
         self._batch = Batch()
-        self._question: bytes | None = None  # of the staging, that waits for its answer
         self._disturbed: str | None = None  # what changed since the staging began its copy
         self._sight = Sight(settings, tell)
 
@@ -71,16 +71,17 @@ class Watcher:
         if self._stager.words in ready:
             self._stager.hear()
         if self._stager.questions in ready:
-            self._question = self._stager.question()
-        if self._orders.fd in ready:  # after these: a new staging may get the descriptors of the one before
+            self._stager.hear_question()
+        if self._orders.fd in ready:  # last: a new staging has other descriptors, or others of the same number
             for order in self._orders.read():
                 self._obey(order)
-        if self._question is not None or self._sight.fd in ready or self._is_settled() or _is_over(self._sight_due()):
+        asked = self._stager.asked
+        if asked is not None or self._sight.fd in ready or self._is_settled() or _is_over(self._sight_due()):
             self._see()
         if self._is_settled():
             self._settled()
-        if self._question is not None:
-            self._answer(self._question)
+        if asked is not None:
+            self._answer(asked)
         if _is_over(self._stager.kill_at):
             self._stager.kill()
 
@@ -90,19 +91,27 @@ class Watcher:
         for fd in (self._orders.fd, self._sight.fd, self._stager.words, self._stager.questions):
             if fd is not None:
                 poll.register(fd, select.POLLIN)
-        dues = [self._sight_due(), self._settle.due(), self._stager.kill_at]
+        dues = [self._sight_due(), self._due(), self._stager.kill_at]
         left = min(due for due in dues if due is not None) - time.monotonic()
         return {fd for fd, _ in poll.poll(max(0.0, left) * 1000)}
 
     def _sight_due(self) -> float:
         return self._sight.due(settling=self._settle.due() is not None)
 
+    def _due(self) -> float | None:
+        """When the save is complete, or is to be asked about again."""
+        due = self._settle.due()
+        if due is None or not _is_over(due) or not self._sight.checkout.is_under_way():
+            return due
+        later = self._settle.due(checkout=True)
+        assert later is not None
+        return later if _is_over(later) else time.monotonic() + CHECKOUT_ASK_S
+
     def _is_settled(self) -> bool:
-        return _is_over(self._settle.due())
+        return _is_over(self._due())
 
     def _obey(self, order: ToChild) -> None:
         if isinstance(order, Stage):
-            self._question, self._disturbed = None, None
             self._stager.begin(order.request)
         elif isinstance(order, Cancel):
             self._stager.cancel()
@@ -133,7 +142,6 @@ class Watcher:
         elif question == WHOLE:
             changed = self._disturbed
             self._stager.answer(YES if changed is None else NO + os.fsencode(changed))
-        self._question = None
 
 
 def _is_over(due: float | None) -> bool:

@@ -104,7 +104,9 @@ class Child:
             word = self._words.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        assert word is not None, f"the child has ended: {self.stderr.decode()}"
+        if word is None:
+            self._threads[1].join(BOUND_S)
+            raise AssertionError(f"the child has ended: {self.stderr.decode()}")
         return word
 
     def expect(self, kind: type[_Word], timeout_s: float = BOUND_S) -> _Word:

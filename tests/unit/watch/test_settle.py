@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deployer.watch.batch import SHOWN, Batch
 from deployer.watch.change import EVERYTHING, Change, Kind
-from deployer.watch.settle import MOST_S, WRITER_S, Settle
+from deployer.watch.settle import CHECKOUT_MOST_S, CHECKOUT_S, MOST_S, WRITER_S, Settle
 
 QUIET_S = 0.02
 
@@ -61,6 +61,15 @@ def test_a_file_that_is_still_being_written_when_another_save_is_told() -> None:
     timing.told()
     timing.note(changed("app.py", Kind.WRITTEN), 1.1)
     assert timing.due() == 1.0 + WRITER_S
+
+
+def test_git_may_pause_longer() -> None:
+    timing = settle()
+    timing.note(changed(), 1.0)
+    assert timing.due(checkout=True) == 1.0 + CHECKOUT_S
+    for step in range(1, 200):
+        timing.note(changed(), 1.0 + step / 10)
+    assert timing.due(checkout=True) == 1.0 + CHECKOUT_MOST_S
 
 
 def test_after_it_was_told_nothing_is_due() -> None:
