@@ -92,6 +92,8 @@ class Work:
             assert rollout.release is not None
             return await self._prepared(rollout, rollout.release)
         request = self.request(rollout)
+        if request.development is None:
+            self._templates.start_early(rollout.target)
         before = Place(request.host_config, Path(request.directory))
         if failures := await self._hooks.run(Stage.BEFORE_STAGE, rollout, before, name=request.name):
             return StagingFailed(failure=failures[0])

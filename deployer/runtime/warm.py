@@ -5,6 +5,8 @@ release and imports what lies there, as one that was started on its own would. S
 already. What the manager names was imported by a worker of an earlier save, from where packages are installed, and in
 that order; that import must succeed here without the release's directory, or it is refused: the manager makes another
 warm template without it, since a second try in a worker would meet what the first has left behind.
+
+A blank one is brought up in the same way while a release is being staged, and is told to become its template.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib import import_module
 from importlib.machinery import PathFinder
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import template
 from .channel import Channel
@@ -46,8 +48,16 @@ def load_server() -> None:
 
 
 def run(channel: Channel) -> template.Order:
-    """Import what the manager names, then fork whenever it asks: as `template.run`."""
-    names = _named(channel)
+    """Import what the manager names, then fork whenever it asks: as `template.run`. Or nothing of that, where the
+    process itself is to become a template: then it has the order of one."""
+    names: list[str] = []
+    while True:
+        message, fds = _receive(channel)
+        if message["op"] == "go":
+            break
+        if message["op"] == "become":
+            return template.take_order(fds[0], [])
+        names += message["names"]
     if refused := [name for name in names if not _can_import(name)]:
         channel.send_names("refused", refused)
         template.await_end(channel)
@@ -74,14 +84,10 @@ def tell(channel: Channel | None, known: Collection[str]) -> None:
         channel.send_names("imported", _installed(name for name in list(sys.modules) if name not in known))
 
 
-def _named(channel: Channel) -> list[str]:
-    names: list[str] = []
-    while True:
-        message, _ = channel.receive(None) or ({"op": None}, [])
-        if message["op"] == "import":
-            names += message["names"]
-        elif message["op"] == "go":
-            return names
+def _receive(channel: Channel) -> tuple[dict[str, Any], list[int]]:
+    while (found := channel.receive(None)) is None:
+        pass
+    return found
 
 
 def _can_import(name: str) -> bool:

@@ -7,6 +7,7 @@ killed at whatever line, leaves one behind that the next does not know.
 from __future__ import annotations
 
 import asyncio
+import marshal
 import os
 import signal
 import socket
@@ -29,7 +30,7 @@ from deployer.rollout.events import Failure
 from deployer.runtime.scoreboard import Scoreboard
 from deployer.state.store import Store, WorkerRow
 from deployer.units import parse_duration
-from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT, WARM_SLOT, LogLine
+from deployer.wire.schema import BLANK_SLOT, PREFLIGHT_SLOT, TEMPLATE_SLOT, WARM_SLOT, LogLine
 from deployer.workers import cut, order, start
 from deployer.workers.board import Board
 from deployer.workers.kept import Kept
@@ -61,8 +62,9 @@ class Pool:
         self.on_refused: Callable[[Worker, list[str]], None] = lambda worker, names: None
         self.on_imported: Callable[[Worker, list[str]], None] = lambda worker, names: None
         self.on_draining: Callable[[], None] = lambda: None
-        self._app, self._store, self._keeper = app, store, keeper
+        self._store, self._keeper = store, keeper
         self._layout, self._log, self._base_env = layout, log, base_env
+        self._where = {"DEPLOYER_APP": app, "DEPLOYER_ROOT": str(layout.root)}
         self.board = Board(layout.scoreboard)
         self._kept = Kept(keeper)
 
@@ -86,8 +88,7 @@ class Pool:
         worker.notify, worker.channel = waiting.notify, waiting.channel
         self.workers[worker.id] = worker
         self._kept.keep(worker, waiting.held)
-        where = {"DEPLOYER_APP": self._app, "DEPLOYER_ROOT": str(self._layout.root)}
-        what = order.of(worker, slot if as_slot is None else as_slot, where, self._base_env, forked=forked)
+        what = order.of(worker, slot if as_slot is None else as_slot, self._where, self._base_env, forked=forked)
         worker.ordered = True
         waiting.order({**what, **limits, "hold": waiting.held, "channel": waiting.line})
         self._attach(worker, waiting.held)
@@ -106,6 +107,33 @@ class Pool:
             log.error("warm.not_told", pid=worker.pid, names=len(names))
             self.retire(worker)
         return worker
+
+    def spawn_blank(self, generation: int, release: Release) -> Worker:
+        """Start one that can become the template of a release like this."""
+        worker = self.spawn(BLANK_SLOT, generation, release, ())
+        worker.fit = order.fit(release, self._base_env)
+        return worker
+
+    def make_template(self, blank: Worker, release: Release) -> None:
+        """It becomes the template of `release`, as if it had been started now. Committed first: the next manager tells
+        it again."""
+        blank.slot, blank.release, blank.spawned_at = TEMPLATE_SLOT, release, uptime()
+        blank.ready_deadline = blank.spawned_at + parse_duration(release.config.worker.ready_timeout)
+        with self._store.transaction():
+            place = {"slot": TEMPLATE_SLOT, "release": release.name, "spawned_at": blank.spawned_at}
+            self._store.update("workers", "id", blank.id, **place)
+            self._emit(blank, "starting")
+        self._tell_template(blank)
+
+    def _tell_template(self, worker: Worker) -> None:
+        """Does no harm to one that was started as a template, or that has heard it already."""
+        if worker.channel is None:
+            return
+        fd = os.memfd_create("order", os.MFD_CLOEXEC)  # unlike a pipe it takes all of it, however busy the reader
+        with os.fdopen(fd, "w+b") as file:
+            file.write(marshal.dumps(order.of(worker, 0, self._where, self._base_env, forked=True)))
+            file.seek(0)
+            worker.channel.send({"op": "become"}, [fd])
 
     def template(self, release: str) -> Worker | None:
         """The one that workers of `release` can be forked from now."""
@@ -185,6 +213,8 @@ class Pool:
         if worker.state is State.STARTING and worker.in_slot:
             worker.ready_deadline = max(worker.ready_deadline, uptime() + MOVE_LIMIT_S)
             self._hand_over(worker)
+        if worker.state is State.STARTING and worker.slot == TEMPLATE_SLOT:
+            self._tell_template(worker)
         if worker.state is State.DRAINING and worker.drain_at is None:
             worker.drain_at = uptime()
             self._ask_to_stop(worker)
@@ -426,7 +456,7 @@ class Pool:
 
     def _emit(self, worker: Worker, what: str, **facts: Any) -> None:
         """A template is no worker to those who watch."""
-        kind = {TEMPLATE_SLOT: "template", WARM_SLOT: "warm"}.get(worker.slot, "worker")
+        kind = {TEMPLATE_SLOT: "template", WARM_SLOT: "warm", BLANK_SLOT: "blank"}.get(worker.slot, "worker")
         self._store.emit(f"{kind}.{what}", slot=worker.slot, pid=worker.pid, release=worker.release.name, **facts)
 
     def _forget(self, worker: Worker) -> None:
