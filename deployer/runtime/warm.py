@@ -11,6 +11,7 @@ A blank one is brought up in the same way while a release is being staged, and i
 
 from __future__ import annotations
 
+import functools
 import os
 import site
 import sys
@@ -127,6 +128,7 @@ def _is_installed(name: str) -> bool:
     return file is not None and file.startswith(_places()) and not file.startswith(f"{HERE}{os.sep}")
 
 
+@functools.cache
 def _places() -> tuple[str, ...]:
     found = [os.path.dirname(os.__file__), *site.getsitepackages(), site.getusersitepackages()]
     return tuple(f"{place}{os.sep}" for place in found)
