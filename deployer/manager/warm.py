@@ -141,6 +141,8 @@ class Warm:
         await ended
         if worker.state is not State.DRAINING or worker.failure is not None:
             log.warning("warm.died", pid=worker.pid, exit=worker.exit, failure=worker.failure)
+            if worker.ready_at is None and META in self._retries:
+                self._refuse(worker, self._given)  # one of them hangs, or crashes the interpreter
             self._retries.died(META, worker.spawned_at)
         self._look_soon()
 

@@ -180,7 +180,8 @@ def _serve_warm(lend: Sequence[str], start: warm.Start) -> int:
         os._exit(0)  # as above
     arguments = _parsed(order.argv[2:])  # after interpreter and program
     if arguments.template:
-        warm.enter(order.directory, start)
+        if warm.enter(order.directory, start):
+            warm.start_anew(order, channel)  # else its workers would differ from one that boots on its own
         return _serve_as_template(arguments, channel, server)
     _take_place(order)
     warm.enter(order.directory, start)

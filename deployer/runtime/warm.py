@@ -19,10 +19,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib import import_module
 from importlib.machinery import PathFinder
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from . import template
-from .channel import Channel
+from .channel import ENVIRONMENT_KEY, Channel
 from .imports import HERE
 from .load import CannotLoadError
 
@@ -65,18 +65,25 @@ def run(channel: Channel) -> template.Order:
     return template.run(channel)
 
 
-def enter(directory: str, start: Start) -> None:
-    """In a worker: the directory of its release, which comes first on the path. What it has under the name of a module
-    that is here already is its own."""
+def enter(directory: str, start: Start) -> list[str]:
+    """The directory of a release, which comes first on the path. What it has under the name of a module that is here
+    already is its own: that is forgotten, and named. Who has imported it before has the other one still."""
     try:
         os.chdir(directory)
     except OSError as error:
         raise CannotLoadError(f"cannot run in {directory}: {error.strerror}") from None
     own = [directory, *(directory + entry.removeprefix(start.directory) for entry in start.path)]
     sys.path[:0] = list(dict.fromkeys(own))
-    for name in _shadowed(own, {_top(module) for module in start.modules}):
-        for module in [module for module in sys.modules if _top(module) == name]:
-            del sys.modules[module]
+    shadowed = list(_shadowed(own, {_top(module) for module in start.modules}))
+    for module in [module for module in sys.modules if _top(module) in shadowed]:
+        del sys.modules[module]
+    return shadowed
+
+
+def start_anew(order: template.Order, channel: Channel) -> NoReturn:
+    """As the template that was ordered, with nothing in memory."""
+    os.set_inheritable(channel.fileno(), True)
+    os.execve(order.argv[0], order.argv, {**os.environ, ENVIRONMENT_KEY: str(channel.fileno())})
 
 
 def tell(channel: Channel | None, known: Collection[str]) -> None:
@@ -96,7 +103,7 @@ def _can_import(name: str) -> bool:
     before = set(sys.modules)
     try:
         import_module(name)
-    except (Exception, SystemExit):
+    except BaseException:  # whatever it is that it raises
         return False
     new = [module for module in list(sys.modules) if module not in before]
     return all(_file(module) is None or _is_installed(module) for module in new)

@@ -254,6 +254,22 @@ def test_the_template_has_a_head_start_while_the_release_is_staged(served: Calla
     cluster.assert_serves("v4")
 
 
+def test_a_head_start_makes_no_difference_to_what_is_imported(served: Callable[..., Served]) -> None:
+    """An own module under the name of one that the runtime needs comes first for all, as in a worker that boots."""
+    cluster = served(count=1)
+    cluster.up()
+    looks = "import calendar, sys, email.utils\nassert sys.modules['email._parseaddr'].calendar.OWN"
+    cluster.write(label="second", broken=looks)
+    (cluster.directory / "calendar.py").write_text("OWN = True\n")
+    cluster.run("deploy", code=0)
+    (started,) = cluster.events("blank.starting")
+    assert cluster.imported("v2") == [started["pid"]], "it is the same process"
+    cluster.assert_serves("v2")
+    os.kill(started["pid"], signal.SIGKILL)
+    wait_until(lambda: cluster.templates().get("v2", {}).get("state") == "ready", "a new template, for the same code")
+    cluster.assert_serves("v2")
+
+
 def test_an_unsafe_template_is_named_and_workers_boot_on_their_own(served: Callable[..., Served]) -> None:
     cluster = served(count=2)
     thread = (

@@ -233,6 +233,23 @@ def test_one_that_dies_again_and_again_is_tried_more_and_more_slowly(warm: Warm,
     run(test)
 
 
+def test_modules_that_crash_the_interpreter_are_left_out(warm: Warm, pool: Pool) -> None:
+    """Once it may have been somebody's kill; one that was ready before died of something else."""
+
+    async def test() -> None:
+        pool.on_imported(worker_of(save()), ["a", "crash"])
+        warm.want(save())
+        await settle()
+        pool.end(pool.workers[1])
+        await settle()
+        pool.end(pool.workers[2])
+        while len(pool.given) == 2:
+            await asyncio.sleep(0.01)
+        assert pool.given == [("a", "crash"), ("a", "crash"), ()]
+
+    run(test)
+
+
 def test_the_next_manager_knows_what_this_one_knew(warm: Warm, store: Store, pool: Pool) -> None:
     async def test() -> None:
         pool.on_imported(worker_of(save()), ["a"])
