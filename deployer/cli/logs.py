@@ -16,7 +16,7 @@ from deployer.cli.session import Session
 from deployer.client.follow import RECONNECT_LIMIT_S, RETRY_PAUSE_S, SILENCE_LIMIT_S
 from deployer.client.transport import Stream
 from deployer.errors import UnavailableError
-from deployer.wire.schema import TEMPLATE_SLOT, WARM_SLOT, LogLine
+from deployer.wire.schema import BLANK_SLOT, TEMPLATE_SLOT, WARM_SLOT, LogLine
 
 CATCH_UP_LINES = 1000
 """Asked for after a break; those that were shown before are left out by their time."""
@@ -49,7 +49,7 @@ def run(
 def format_line(line: LogLine, out: Output) -> str:
     """12:00:01.204 v7/1 9004 | text, with ! for the bar where it came from stderr; v7/template, where no slot's."""
     bar = "!" if line.stream == "stderr" else out.glyphs.bar
-    slot = {TEMPLATE_SLOT: "template", WARM_SLOT: "warm"}.get(line.slot, line.slot)
+    slot = {TEMPLATE_SLOT: "template", WARM_SLOT: "warm", BLANK_SLOT: "blank"}.get(line.slot, line.slot)
     return f"{stamp(line.ts)} {line.release}/{slot} {line.pid} {bar} {clean(line.line)}".rstrip()
 
 

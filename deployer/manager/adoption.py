@@ -17,7 +17,7 @@ from deployer.paths import Layout
 from deployer.releases.catalog import Catalog, NoSuchReleaseError
 from deployer.releases.release import Release
 from deployer.state.store import Store, WorkerRow
-from deployer.wire.schema import PREFLIGHT_SLOT, WARM_SLOT
+from deployer.wire.schema import BLANK_SLOT, PREFLIGHT_SLOT, WARM_SLOT
 from deployer.workers.pool import Pool
 from deployer.workers.worker import Listener, State
 
@@ -51,9 +51,9 @@ class Adoption:
             adopted += worker is not None
             if worker is None:
                 dead.append((row, release))
-            elif worker.slot in (PREFLIGHT_SLOT, WARM_SLOT) or (worker.forks and worker.channel is None):
-                # The preflight starts anew, on sockets of its own, and so does the warm template, whose fit nobody
-                # knows; a template that nobody can reach is of no use.
+            elif worker.slot in (PREFLIGHT_SLOT, WARM_SLOT, BLANK_SLOT) or (worker.forks and worker.channel is None):
+                # The preflight starts anew, on sockets of its own, and so do those whose fit nobody knows; a template
+                # that nobody can reach is of no use.
                 self._pool.retire(worker, now=True)
         for pid, ticks in inherit.strays(self._layout, {row.pid for row in rows}):
             adopted += self._adopt_stray(pid, ticks)

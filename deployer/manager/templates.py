@@ -21,7 +21,7 @@ from deployer.rollout.events import Failure
 from deployer.rollout.machine import FINAL, Phase, Rollout
 from deployer.state.store import Store
 from deployer.units import parse_duration
-from deployer.wire.schema import TEMPLATE_SLOT
+from deployer.wire.schema import BLANK_SLOT, TEMPLATE_SLOT
 from deployer.workers.pool import Pool
 from deployer.workers.worker import State, Worker
 
@@ -54,6 +54,27 @@ class Templates:
         found: dict[str, str] = self._store.get("unsafe", {})
         return found
 
+    def start_early(self, target: int) -> None:
+        """While the release of a rollout is being staged: interpreter and server come up meanwhile, for a template as
+        that of the live release."""
+        name = self._store.get("release")
+        if name is None or name in self.unsafe or self._blank(target) is not None:
+            return
+        release = self._catalog.release(name)
+        try:
+            if release.config.worker.preload:
+                self._pool.spawn_blank(target, release)
+        except OSError as error:
+            log.warning("template.not_early", release=name, error=str(error))
+
+    def _blank(self, target: int) -> Worker | None:
+        """That of a rollout, if there is one that may become its template still."""
+        return next((w for w in self._blanks() if w.generation == target and w.failure is None), None)
+
+    def _blanks(self) -> list[Worker]:
+        workers = self._pool.workers.values()
+        return [w for w in workers if w.slot == BLANK_SLOT and w.exit is None and w.state is not State.DRAINING]
+
     async def prepare(self, release: Release, generation: int) -> Failure | None:
         """Wait for the template of a rollout's release. None: it is ready, or its workers are to boot on their own. A
         Failure: the application cannot be imported."""
@@ -78,7 +99,7 @@ class Templates:
     async def _decided(self, release: Release, generation: int) -> Worker:
         """A template that is ready, or never will be."""
         while True:
-            template = self._of(release.name) or self._pool.spawn_template(generation, release)
+            template = self._of(release.name) or self._begun(release, generation)
             ended = asyncio.create_task(template.ended.wait())
             started = asyncio.create_task(template.started.wait())
             try:
@@ -88,6 +109,13 @@ class Templates:
                 started.cancel()
             if template.exit is None or template.ran:
                 return template
+
+    def _begun(self, release: Release, generation: int) -> Worker:
+        blank = self._blank(generation)
+        if blank is None or not self._pool.fits(blank, release):
+            return self._pool.spawn_template(generation, release)
+        self._pool.make_template(blank, release)
+        return blank
 
     def warnings(self, release: str | None) -> list[str]:
         what = self.unsafe.get(release or "")
@@ -131,6 +159,9 @@ class Templates:
         for worker in self.running():
             if worker.release.name not in wanted:
                 self._pool.retire(worker)
+        for blank in self._blanks():
+            if not _is_before_canary(self._supervisor.rollout, blank.generation):
+                self._pool.retire(blank)
         unsafe = self.unsafe
         for name, generation in wanted.items():
             if self._of(name) is None and name not in unsafe and name != self._preparing:
@@ -197,6 +228,12 @@ class Templates:
 
 def _needs_template(rollout: Rollout) -> bool:
     return rollout.phase is not Phase.STAGING and rollout.phase not in FINAL
+
+
+def _is_before_canary(rollout: Rollout | None, target: int) -> bool:
+    if rollout is None or rollout.target != target:
+        return False
+    return rollout.phase in (Phase.STAGING, Phase.PREFLIGHT)
 
 
 def standby_seconds(release: Release) -> float:

@@ -7,9 +7,8 @@ While another is made the one before is used. Nothing depends on it: where none 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-import msgspec
 import structlog
 
 from deployer.manager.retries import Retries
@@ -27,25 +26,6 @@ NAMES_MAX = 128 * 1024  # bytes: what the socket to a process that still boots t
 log = structlog.get_logger()
 
 
-class Known(msgspec.Struct, frozen=True):
-    """What is known of modules, in the order of their import."""
-
-    names: tuple[str, ...] = ()
-    refused: tuple[str, ...] = ()  # they cannot be imported for themselves, or do not survive a fork
-    environment: str = ""  # where that was found
-
-    def grown(self, names: Sequence[str], environment: str) -> Known:
-        """With what a worker has imported. Another environment may import what this one could not."""
-        refused = self.refused if environment == self.environment else ()
-        new = dict.fromkeys(name for name in names if name not in self.names and name not in refused)
-        return Known(_bounded((*self.names, *new)), refused, environment)
-
-    def without(self, names: Sequence[str]) -> Known:
-        gone = set(names)
-        kept = tuple(name for name in self.names if name not in gone)
-        return Known(kept, tuple(dict.fromkeys((*self.refused, *names))), self.environment)
-
-
 class Warm:
     """`want` says for which release; what is heard from workers and templates does the rest."""
 
@@ -54,49 +34,54 @@ class Warm:
         self._wanted: Release | None = None
         self._latest: Worker | None = None
         self._given: tuple[str, ...] = ()  # what that was told to import
+        self._refused: set[str] = set()  # modules that cannot be imported for themselves, or do not survive a fork
+        self._is_hopeless = False  # even without packages there is something that does not survive one
         self._retries = Retries()
-        self._is_hopeless = False  # even without packages there is something that does not survive a fork
         self._look_is_due = False
         pool.on_imported = self._on_imported
         pool.on_refused = self._on_refused
         pool.on_unsafe_warm = self._on_unsafe
 
     @property
-    def known(self) -> Known:
-        found = self._store.get(META)
-        return Known() if found is None else msgspec.convert(found, Known)
+    def names(self) -> tuple[str, ...]:
+        """Of modules, in the order of their import."""
+        return tuple(self._store.get(META, ()))
 
     def want(self, release: Release | None) -> None:
-        """Keep one that workers of releases like this can be forked from; None: end what there is."""
-        served = release is not None and release.config.worker.app is not None
+        """Keep one that workers of releases like this can be forked from; None: end what there is. A new watch, and
+        another environment, may import what could not be imported before."""
         if release is None or self._wanted is None or release.environment != self._wanted.environment:
+            self._refused.clear()
             self._is_hopeless = False
             self._retries.forget(META)
-        self._wanted = release if served else None
+        self._wanted = release if release is not None and release.config.worker.app is not None else None
         self._look_soon()
 
     # Hearing
 
     def _on_imported(self, worker: Worker, names: Sequence[str]) -> None:
         if is_dev(worker.release.name):
-            self._learn(self.known.grown(names, str(worker.release.environment)))
+            self._learn(grown(self.names, names, self._refused))
 
     def _on_refused(self, worker: Worker, names: Sequence[str]) -> None:
         """Another is made without these; who has tried to import them is not clean any more."""
         log.info("warm.refused", pid=worker.pid, names=list(names))
-        self._learn(self.known.without(names))
-        self._pool.retire(worker)
+        self._refuse(worker, names)
 
     def _on_unsafe(self, worker: Worker, what: str) -> None:
         """Nobody knows by which of the modules: none of them, then."""
         log.warning("warm.unsafe", pid=worker.pid, what=what, names=len(self._given))
         self._is_hopeless = not self._given
-        self._learn(self.known.without(self._given))
+        self._refuse(worker, self._given)
+
+    def _refuse(self, worker: Worker, names: Collection[str]) -> None:
+        self._refused.update(names)
+        self._learn(tuple(name for name in self.names if name not in self._refused))
         self._pool.retire(worker)
 
-    def _learn(self, known: Known) -> None:
-        if known != self.known:
-            self._store.put(META, msgspec.to_builtins(known))
+    def _learn(self, names: tuple[str, ...]) -> None:
+        if names != self.names:
+            self._store.put(META, names)
             self._look_soon()
 
     # What there should be, and that it is there
@@ -131,7 +116,7 @@ class Warm:
             if (wait := self._retries.wait_s(META)) > 0:
                 asyncio.get_running_loop().call_later(wait, self._look_soon)
                 return
-            names = self.known.names
+            names = self.names
             self._latest, self._given = self._pool.spawn_warm(release, names), names
         except OSError as error:
             log.error("warm.spawn_failed", release=release.name, error=str(error))
@@ -145,7 +130,7 @@ class Warm:
         latest = self._latest
         if latest is None or latest not in self._running():
             return False
-        return self._given == self.known.names and self._pool.fits(latest, release)
+        return self._given == self.names and self._pool.fits(latest, release)
 
     async def _follow(self, worker: Worker) -> None:
         started = asyncio.create_task(worker.started.wait())
@@ -156,6 +141,8 @@ class Warm:
         await ended
         if worker.state is not State.DRAINING or worker.failure is not None:
             log.warning("warm.died", pid=worker.pid, exit=worker.exit, failure=worker.failure)
+            if worker.ready_at is None and META in self._retries:
+                self._refuse(worker, self._given)  # one of them hangs, or crashes the interpreter
             self._retries.died(META, worker.spawned_at)
         self._look_soon()
 
@@ -164,11 +151,12 @@ class Warm:
         return [w for w in workers if w.slot == WARM_SLOT and w.exit is None and w.state is not State.DRAINING]
 
 
-def _bounded(names: Sequence[str]) -> tuple[str, ...]:
-    size, kept = 0, []
-    for name in names:
+def grown(names: Sequence[str], new: Sequence[str], refused: Collection[str]) -> tuple[str, ...]:
+    """With what a worker has imported besides, as far as there is room for it."""
+    size, found = 0, []
+    for name in dict.fromkeys((*names, *(name for name in new if name not in refused))):
         size += len(name) + 3  # as JSON
         if size > NAMES_MAX:
             break
-        kept.append(name)
-    return tuple(kept)
+        found.append(name)
+    return tuple(found)

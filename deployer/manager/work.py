@@ -93,6 +93,8 @@ class Work:
             assert rollout.release is not None
             return await self._prepared(rollout, rollout.release)
         request = self.request(rollout)
+        if request.development is None:
+            self._templates.start_early(rollout.target)
         if failures := await self._hooks.run(Stage.BEFORE_STAGE, rollout, Place.before(request), name=request.name):
             return StagingFailed(failure=failures[0])
         self._hooks.forget(rollout, Stage.AFTER_BUILD)

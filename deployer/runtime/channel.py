@@ -9,6 +9,7 @@ The manager's end is kept by the keeper as well, so that what is sent while no m
     manager to template   fork {id, sockets} + order, stdout, stderr, channel, sockets ..., descriptors to hold ...
     template to manager   forked {id, pid} | unsafe {what}
     manager to warm one   import {names}, any number of times; then go {}; from then on as a template
+                          become {} + the order of a template: it is one from then on
     warm one to manager   refused {names}: they could not be imported; else as a template
 
 `id` tells an answer from one that was meant for a manager that died before it came; `pid` is null when there is none.

@@ -148,11 +148,16 @@ def _serve_alone(arguments: argparse.Namespace) -> int:
 
 
 def _serve_forked(arguments: argparse.Namespace) -> int:
-    """As the template; and as each worker that is forked from it."""
     channel = Channel.from_environment()
     assert channel is not None, "a template forks for the manager"
-    prepared = _prepare(arguments, _server(arguments.lend))
-    prepared.server.config.load()
+    return _serve_as_template(arguments, channel, _server(arguments.lend))
+
+
+def _serve_as_template(arguments: argparse.Namespace, channel: Channel, server: Server) -> int:
+    """As the template; and as each worker that is forked from it."""
+    prepared = _prepare(arguments, server)
+    if not server.config.loaded:
+        server.config.load()
     try:
         order = template.run(channel)
     except EOFError:
@@ -162,7 +167,8 @@ def _serve_forked(arguments: argparse.Namespace) -> int:
 
 
 def _serve_warm(lend: Sequence[str], start: warm.Start) -> int:
-    """As the warm template; and as each worker that is forked from it, whose own command line comes with its order."""
+    """As the warm template; and as each worker that is forked from it, or as the template that it is to become, whose
+    own command line comes with its order."""
     channel = Channel.from_environment()
     assert channel is not None, "a warm template forks for the manager"
     server = _server(lend)
@@ -173,6 +179,10 @@ def _serve_warm(lend: Sequence[str], start: warm.Start) -> int:
     except EOFError:
         os._exit(0)  # as above
     arguments = _parsed(order.argv[2:])  # after interpreter and program
+    if arguments.template:
+        if warm.enter(order.directory, start):
+            warm.start_anew(order, channel)  # else its workers would differ from one that boots on its own
+        return _serve_as_template(arguments, channel, server)
     _take_place(order)
     warm.enter(order.directory, start)
     return _serve(_prepare(arguments, server), arguments, order.sockets)

@@ -148,18 +148,23 @@ def _become(sockets: int, fds: list[int]) -> Order:
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
     _close([stdout, stderr])
-    with os.fdopen(order_r, "rb") as pipe:
-        data = pipe.read()
+    # What comes after the sockets is only to be held: the reading ends of its own log pipes, as the shim holds them.
+    order = take_order(order_r, [socket.socket(fileno=fd) for fd in fds[_FIXED_FDS : _FIXED_FDS + sockets]])
+    os.environ[ENVIRONMENT_KEY] = str(channel)
+    return order
+
+
+def take_order(fd: int, sockets: list[socket.socket]) -> Order:
+    """Its environment is in place afterwards; who gets none ends."""
+    with os.fdopen(fd, "rb") as file:
+        data = file.read()
     try:
         order = marshal.loads(data)  # noqa: S302  # from the manager
     except (EOFError, ValueError, TypeError):
         os._exit(NO_ORDER)
     os.environ.clear()
     os.environ.update(order["env"])
-    os.environ[ENVIRONMENT_KEY] = str(channel)
-    # What comes after the sockets is only to be held: the reading ends of its own log pipes, as the shim holds them.
-    listeners = [socket.socket(fileno=fd) for fd in fds[_FIXED_FDS : _FIXED_FDS + sockets]]
-    return Order(listeners, order["argv"], order["cwd"])
+    return Order(sockets, order["argv"], order["cwd"])
 
 
 def _close(fds: list[int]) -> None:

@@ -5,10 +5,13 @@ release and imports what lies there, as one that was started on its own would. S
 already. What the manager names was imported by a worker of an earlier save, from where packages are installed, and in
 that order; that import must succeed here without the release's directory, or it is refused: the manager makes another
 warm template without it, since a second try in a worker would meet what the first has left behind.
+
+A blank one is brought up in the same way while a release is being staged, and is told to become its template.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import site
 import sys
@@ -16,10 +19,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib import import_module
 from importlib.machinery import PathFinder
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from . import template
-from .channel import Channel
+from .channel import ENVIRONMENT_KEY, Channel
 from .imports import HERE
 from .load import CannotLoadError
 
@@ -46,26 +49,41 @@ def load_server() -> None:
 
 
 def run(channel: Channel) -> template.Order:
-    """Import what the manager names, then fork whenever it asks: as `template.run`."""
-    names = _named(channel)
+    """Import what the manager names, then fork whenever it asks: as `template.run`. Or nothing of that, where the
+    process itself is to become a template: then it has the order of one."""
+    names: list[str] = []
+    while True:
+        message, fds = _receive(channel)
+        if message["op"] == "go":
+            break
+        if message["op"] == "become":
+            return template.take_order(fds[0], [])
+        names += message["names"]
     if refused := [name for name in names if not _can_import(name)]:
         channel.send_names("refused", refused)
         template.await_end(channel)
     return template.run(channel)
 
 
-def enter(directory: str, start: Start) -> None:
-    """In a worker: the directory of its release, which comes first on the path. What it has under the name of a module
-    that is here already is its own."""
+def enter(directory: str, start: Start) -> list[str]:
+    """The directory of a release, which comes first on the path. What it has under the name of a module that is here
+    already is its own: that is forgotten, and named. Who has imported it before has the other one still."""
     try:
         os.chdir(directory)
     except OSError as error:
         raise CannotLoadError(f"cannot run in {directory}: {error.strerror}") from None
     own = [directory, *(directory + entry.removeprefix(start.directory) for entry in start.path)]
     sys.path[:0] = list(dict.fromkeys(own))
-    for name in _shadowed(own, {_top(module) for module in start.modules}):
-        for module in [module for module in sys.modules if _top(module) == name]:
-            del sys.modules[module]
+    shadowed = list(_shadowed(own, {_top(module) for module in start.modules}))
+    for module in [module for module in sys.modules if _top(module) in shadowed]:
+        del sys.modules[module]
+    return shadowed
+
+
+def start_anew(order: template.Order, channel: Channel) -> NoReturn:
+    """As the template that was ordered, with nothing in memory."""
+    os.set_inheritable(channel.fileno(), True)
+    os.execve(order.argv[0], order.argv, {**os.environ, ENVIRONMENT_KEY: str(channel.fileno())})
 
 
 def tell(channel: Channel | None, known: Collection[str]) -> None:
@@ -74,14 +92,10 @@ def tell(channel: Channel | None, known: Collection[str]) -> None:
         channel.send_names("imported", _installed(name for name in list(sys.modules) if name not in known))
 
 
-def _named(channel: Channel) -> list[str]:
-    names: list[str] = []
-    while True:
-        message, _ = channel.receive(None) or ({"op": None}, [])
-        if message["op"] == "import":
-            names += message["names"]
-        elif message["op"] == "go":
-            return names
+def _receive(channel: Channel) -> tuple[dict[str, Any], list[int]]:
+    while (found := channel.receive(None)) is None:
+        pass
+    return found
 
 
 def _can_import(name: str) -> bool:
@@ -89,7 +103,7 @@ def _can_import(name: str) -> bool:
     before = set(sys.modules)
     try:
         import_module(name)
-    except (Exception, SystemExit):
+    except BaseException:  # whatever it is that it raises
         return False
     new = [module for module in list(sys.modules) if module not in before]
     return all(_file(module) is None or _is_installed(module) for module in new)
@@ -121,6 +135,7 @@ def _is_installed(name: str) -> bool:
     return file is not None and file.startswith(_places()) and not file.startswith(f"{HERE}{os.sep}")
 
 
+@functools.cache
 def _places() -> tuple[str, ...]:
     found = [os.path.dirname(os.__file__), *site.getsitepackages(), site.getusersitepackages()]
     return tuple(f"{place}{os.sep}" for place in found)

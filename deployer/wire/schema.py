@@ -9,8 +9,10 @@ import msgspec
 PREFLIGHT_SLOT = 0
 TEMPLATE_SLOT = -1
 WARM_SLOT = -2
+BLANK_SLOT = -3
 """Slots that no visitor is sent to: the preflight worker's, and those of the processes that workers are forked from:
-one has imported the application, the other what the saves of a watch have in common."""
+one has imported the application, the other what the saves of a watch have in common. The last is of one that has
+imported neither: it is to become a template."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from deployer.config.workerrules import rlimit
 from deployer.paths import Layout
 from deployer.releases.release import Release, activate, base_environment
 from deployer.releases.served import program, warm
-from deployer.wire.schema import TEMPLATE_SLOT, WARM_SLOT
+from deployer.wire.schema import BLANK_SLOT, TEMPLATE_SLOT, WARM_SLOT
 from deployer.workers.shim import FIRST_FD
 from deployer.workers.worker import Fit, Worker
 
@@ -39,7 +39,7 @@ def of(worker: Worker, slot: int, where: Mapping[str, str], base: Mapping[str, s
     template = release.config.worker.command or ""
     sockets = [listener.sock.fileno() for listener in worker.listeners]
     if release.config.worker.app is not None:
-        is_warm = worker.slot == WARM_SLOT
+        is_warm = worker.slot in (WARM_SLOT, BLANK_SLOT)
         argv = (
             warm(release.environment)
             if is_warm

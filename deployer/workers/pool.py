@@ -29,8 +29,8 @@ from deployer.rollout.events import Failure
 from deployer.runtime.scoreboard import Scoreboard
 from deployer.state.store import Store, WorkerRow
 from deployer.units import parse_duration
-from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT, WARM_SLOT, LogLine
-from deployer.workers import cut, order, start
+from deployer.wire.schema import BLANK_SLOT, PREFLIGHT_SLOT, TEMPLATE_SLOT, WARM_SLOT, LogLine
+from deployer.workers import cut, forking, order, start
 from deployer.workers.board import Board
 from deployer.workers.kept import Kept
 from deployer.workers.readiness import until_ready
@@ -61,8 +61,9 @@ class Pool:
         self.on_refused: Callable[[Worker, list[str]], None] = lambda worker, names: None
         self.on_imported: Callable[[Worker, list[str]], None] = lambda worker, names: None
         self.on_draining: Callable[[], None] = lambda: None
-        self._app, self._store, self._keeper = app, store, keeper
+        self._store, self._keeper = store, keeper
         self._layout, self._log, self._base_env = layout, log, base_env
+        self._where = {"DEPLOYER_APP": app, "DEPLOYER_ROOT": str(layout.root)}
         self.board = Board(layout.scoreboard)
         self._kept = Kept(keeper)
 
@@ -86,8 +87,7 @@ class Pool:
         worker.notify, worker.channel = waiting.notify, waiting.channel
         self.workers[worker.id] = worker
         self._kept.keep(worker, waiting.held)
-        where = {"DEPLOYER_APP": self._app, "DEPLOYER_ROOT": str(self._layout.root)}
-        what = order.of(worker, slot if as_slot is None else as_slot, where, self._base_env, forked=forked)
+        what = self._order(worker, slot if as_slot is None else as_slot, forked=forked)
         worker.ordered = True
         waiting.order({**what, **limits, "hold": waiting.held, "channel": waiting.line})
         self._attach(worker, waiting.held)
@@ -98,30 +98,49 @@ class Pool:
         return self.spawn(TEMPLATE_SLOT, generation, release, ())
 
     def spawn_warm(self, release: Release, names: Sequence[str]) -> Worker:
-        """Start one that workers of this and like releases are to be forked from, with these modules imported."""
-        worker = self.spawn(WARM_SLOT, 0, release, ())
-        worker.fit = order.fit(release, self._base_env)
-        assert worker.channel is not None, "there is a channel to all of an `app`"
-        if not (worker.channel.send_names("import", names) and worker.channel.send({"op": "go"})):
-            log.error("warm.not_told", pid=worker.pid, names=len(names))
+        """Start one that workers of this and like releases are to be forked from, with these modules imported.
+        OSError as from `spawn`."""
+        worker = self._spawn_blank(WARM_SLOT, 0, release)
+        try:
+            forking.tell_names(worker, names)
+        except OSError:
             self.retire(worker)
+            raise
         return worker
+
+    def spawn_blank(self, generation: int, release: Release) -> Worker:
+        """Start one that can become the template of a release like this."""
+        return self._spawn_blank(BLANK_SLOT, generation, release)
+
+    def _spawn_blank(self, slot: int, generation: int, release: Release) -> Worker:
+        worker = self.spawn(slot, generation, release, ())
+        worker.fit = order.fit(release, self._base_env)
+        return worker
+
+    def make_template(self, blank: Worker, release: Release) -> None:
+        """It becomes the template of `release`, as if it had been started now. Committed first: the next manager tells
+        it again."""
+        blank.slot, blank.release, blank.spawned_at = TEMPLATE_SLOT, release, uptime()
+        blank.ready_deadline = blank.spawned_at + parse_duration(release.config.worker.ready_timeout)
+        with self._store.transaction():
+            place = {"slot": TEMPLATE_SLOT, "release": release.name, "spawned_at": blank.spawned_at}
+            self._store.update("workers", "id", blank.id, **place)
+            self._emit(blank, "starting")
+        forking.tell_template(blank, self._order(blank, blank.slot, forked=True))
 
     def template(self, release: str) -> Worker | None:
         """The one that workers of `release` can be forked from now."""
-        found = (w for w in self.workers.values() if w.slot == TEMPLATE_SLOT and w.release.name == release)
-        return next((worker for worker in found if worker.can_fork), None)
+        return forking.template_of(release, self.workers.values())
 
     def warm_for(self, release: Release) -> Worker | None:
         """The warm template that workers of a save can be forked from now."""
         if not is_dev(release.name) or release.config.worker.app is None:
             return None
-        ready = (w for w in reversed(self.workers.values()) if w.slot == WARM_SLOT and w.can_fork)
-        return next((worker for worker in ready if self.fits(worker, release)), None)
+        return forking.warm_of(order.fit(release, self._base_env), self.workers.values())
 
-    def fits(self, warm: Worker, release: Release) -> bool:
-        """Would workers of the release be the same, forked from it? OSError as from `spawn`."""
-        return warm.fit == order.fit(release, self._base_env)
+    def fits(self, blank: Worker, release: Release) -> bool:
+        """Would it be the same, started for this release? OSError as from `spawn`."""
+        return blank.fit == order.fit(release, self._base_env)
 
     def _begin(self, slot: int, release: Release, sockets: Sequence[int]) -> tuple[start.Waiting, bool]:
         """A process that waits for its order, and whether it was forked from a template."""
@@ -136,6 +155,9 @@ class Pool:
                 self.retire(template, now=True)  # it is made anew; this worker boots on its own
         has_channel = release.config.worker.app is not None
         return start.begin(self._layout.notify, sockets, start.spawn, channel=has_channel), False
+
+    def _order(self, worker: Worker, slot: int, *, forked: bool) -> dict[str, Any]:
+        return order.of(worker, slot, self._where, self._base_env, forked=forked)
 
     def _record(self, slot: int, generation: int, release: Release, listeners: Sequence[Listener], pid: int) -> Worker:
         """Commit that it is there; only then it gets its order."""
@@ -185,6 +207,8 @@ class Pool:
         if worker.state is State.STARTING and worker.in_slot:
             worker.ready_deadline = max(worker.ready_deadline, uptime() + MOVE_LIMIT_S)
             self._hand_over(worker)
+        if worker.state is State.STARTING and worker.slot == TEMPLATE_SLOT:
+            forking.tell_template(worker, self._order(worker, worker.slot, forked=True))
         if worker.state is State.DRAINING and worker.drain_at is None:
             worker.drain_at = uptime()
             self._ask_to_stop(worker)
@@ -426,7 +450,7 @@ class Pool:
 
     def _emit(self, worker: Worker, what: str, **facts: Any) -> None:
         """A template is no worker to those who watch."""
-        kind = {TEMPLATE_SLOT: "template", WARM_SLOT: "warm"}.get(worker.slot, "worker")
+        kind = {TEMPLATE_SLOT: "template", WARM_SLOT: "warm", BLANK_SLOT: "blank"}.get(worker.slot, "worker")
         self._store.emit(f"{kind}.{what}", slot=worker.slot, pid=worker.pid, release=worker.release.name, **facts)
 
     def _forget(self, worker: Worker) -> None:

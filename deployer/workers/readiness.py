@@ -14,7 +14,7 @@ from deployer.rollout.events import Failure
 from deployer.sockets.bind import inode
 from deployer.sockets.peers import peer_inode
 from deployer.units import parse_duration
-from deployer.wire.schema import TEMPLATE_SLOT, WARM_SLOT
+from deployer.wire.schema import BLANK_SLOT, TEMPLATE_SLOT, WARM_SLOT
 from deployer.workers.listening import holder_of, listens
 from deployer.workers.worker import Worker
 
@@ -154,6 +154,7 @@ def _not_started(worker: Worker, app: str) -> Failure:
     that was ready before hangs since then."""
     doing = f"{'importing' if worker.slot == TEMPLATE_SLOT else 'starting'} {app}"
     doing = "importing what the saves have in common" if worker.slot == WARM_SLOT else doing
+    doing = "waiting for the end of staging" if worker.slot == BLANK_SLOT else doing
     what = f"{worker.name} did not finish {doing} within {worker.release.config.worker.ready_timeout}"
     hint = "raise [worker] ready_timeout if it only is slow; deployer check --preload shows where an import hangs"
     if worker.ready_at is not None:

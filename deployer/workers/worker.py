@@ -18,7 +18,7 @@ from deployer.runtime.channel import Channel
 from deployer.sockets.address import Address
 from deployer.state.store import WorkerRow
 from deployer.units import parse_duration
-from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT, WARM_SLOT
+from deployer.wire.schema import BLANK_SLOT, PREFLIGHT_SLOT, TEMPLATE_SLOT, WARM_SLOT
 from deployer.workers.shim import NO_ORDER
 
 TAIL_LINES = 50
@@ -62,7 +62,7 @@ class Worker:
     """A process that runs, or has ended and is being taken leave of. Changed only by the pool."""
 
     id: int
-    slot: int  # from 1 on; PREFLIGHT_SLOT, TEMPLATE_SLOT, WARM_SLOT
+    slot: int  # from 1 on; PREFLIGHT_SLOT, TEMPLATE_SLOT, WARM_SLOT, BLANK_SLOT
     generation: int
     release: Release
     listeners: tuple[Listener, ...]
@@ -92,7 +92,7 @@ class Worker:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     exit: Exit | None = None
-    fit: Fit | None = None  # of a warm template: what workers it can be forked for
+    fit: Fit | None = None  # of a warm or blank template: what workers it can be forked for
     ordered: bool = False  # by us; whether a manager that died came to that, nobody knows
 
     @classmethod
@@ -131,8 +131,8 @@ class Worker:
 
     @property
     def forks(self) -> bool:
-        """Is it there for others to be forked from?"""
-        return self.slot in (TEMPLATE_SLOT, WARM_SLOT)
+        """Is it there for others to be forked from, now or later?"""
+        return self.slot in (TEMPLATE_SLOT, WARM_SLOT, BLANK_SLOT)
 
     @property
     def can_fork(self) -> bool:
@@ -144,5 +144,6 @@ class Worker:
             PREFLIGHT_SLOT: "the preflight worker",
             TEMPLATE_SLOT: "the template",
             WARM_SLOT: "the warm template",
+            BLANK_SLOT: "the template to come",
         }
         return names.get(self.slot, f"worker {self.slot}")

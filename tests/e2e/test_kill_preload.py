@@ -26,6 +26,7 @@ pytestmark = pytest.mark.long
 MAKE = Callable[..., "Forking"]
 CHUNKS = 2  # tests, side by side, among which points are dealt out
 STANDBY = 'standby = "10m"\n'
+BLANK = "(workers) + blank.starting"
 TEMPLATE = "(workers) + template.starting"
 ORDINARY = ("exited", "worker.drain")  # the ends of old workers, as in any deploy
 DIES = """
@@ -140,12 +141,14 @@ def _is_ordinary(line: str) -> bool:
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_the_manager_in_a_deploy_with_preload(forking: MAKE, chunk: int) -> None:
-    """From the template on; what comes before is that of any deploy."""
+    """From what becomes its template on; what comes before is that of any deploy."""
     victim = forking()
     victim.shop.up()
     lines = victim.transactions(victim.deploy)
-    points = worthwhile(lines, f"before {TEMPLATE}")
-    assert {f"{where} {what}" for where in ("before 1", "after 1") for what in ("send fork", "send serve")} < {*points}
+    points = worthwhile(lines, f"before {BLANK}")
+    sent = ("send become", "send fork", "send serve")
+    assert {f"{where} {what}" for where in ("before 1", "after 1") for what in sent} < {*points}
+    assert f"before 1 {TEMPLATE}" in points
     with visitors(victim.shop):
         for point in dealt(points, chunk, CHUNKS):
             status = victim.killed(point, victim.deploy, set())

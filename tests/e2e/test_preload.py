@@ -231,6 +231,45 @@ def test_an_import_error_of_the_template_halts_with_the_applications_own_traceba
     assert len(cluster.imported("v2")) == 1, "nobody tried again"
 
 
+def test_the_template_has_a_head_start_while_the_release_is_staged(served: Callable[..., Served]) -> None:
+    """Where it is to be as that of the live release; else, and where there is nothing to roll out, it goes."""
+    cluster = served(count=1)
+    cluster.up()
+    cluster.deploy(label="second", code=0)
+    started, ended = cluster.events("blank.starting"), cluster.events("blank.exited")
+    assert [event["pid"] for event in started] == [cluster.templates()["v2"]["pid"]], "it is the very process"
+    assert ended == []
+    assert cluster.imported("v2") == [started[0]["pid"]]
+
+    cluster.run("deploy", code=0)  # unchanged
+    wait_until(lambda: len(cluster.events("blank.exited")) == 1, "nobody needs it")
+    cluster.edit("deployer.toml", "[worker]", "[worker]\numask = '027'")
+    cluster.run("deploy", code=0)
+    wait_until(lambda: len(cluster.events("blank.exited")) == 2, "the new release has other limits")
+    started = cluster.events("blank.starting")
+    assert len(started) == 3
+    template = cluster.templates()["v4"]["pid"]
+    assert cluster.imported("v4") == [template]
+    assert template not in [event["pid"] for event in started]
+    cluster.assert_serves("v4")
+
+
+def test_a_head_start_makes_no_difference_to_what_is_imported(served: Callable[..., Served]) -> None:
+    """An own module under the name of one that the runtime needs comes first for all, as in a worker that boots."""
+    cluster = served(count=1)
+    cluster.up()
+    looks = "import calendar, sys, email.utils\nassert sys.modules['email._parseaddr'].calendar.OWN"
+    cluster.write(label="second", broken=looks)
+    (cluster.directory / "calendar.py").write_text("OWN = True\n")
+    cluster.run("deploy", code=0)
+    (started,) = cluster.events("blank.starting")
+    assert cluster.imported("v2") == [started["pid"]], "it is the same process"
+    cluster.assert_serves("v2")
+    os.kill(started["pid"], signal.SIGKILL)
+    wait_until(lambda: cluster.templates().get("v2", {}).get("state") == "ready", "a new template, for the same code")
+    cluster.assert_serves("v2")
+
+
 def test_an_unsafe_template_is_named_and_workers_boot_on_their_own(served: Callable[..., Served]) -> None:
     cluster = served(count=2)
     thread = (

@@ -9,7 +9,7 @@ for both of them. The file is removed before that: the next manager lives.
 SQLite tells its statements to a trace callback, just before it carries them out.
 
 What a manager sends to a worker of an `app` has points of the same kind: `send serve`, sockets for the preflight's
-worker, which becomes the canary, and `send fork`, to a template.
+worker, which becomes the canary, `send become`, to the process that becomes a template, and `send fork`, to that.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 CONNECT = sqlite3.connect
 SEND_FDS = socket.send_fds
 EVENT = re.compile(r"INSERT INTO events \(.*?\) VALUES \([^,]*, *'([\w.]+)'(?:.*?\"(?:stage|phase)\":\"(\w+)\")?", re.S)
-SENT = re.compile(rb'{"op":"(serve|fork)"')
+SENT = re.compile(rb'{"op":"(serve|fork|become)"')
 CHANGE = re.compile(r"(INSERT(?: OR REPLACE)? INTO|UPDATE|DELETE FROM) (\w+)")
 
 

@@ -178,7 +178,7 @@ def test_packages_are_imported_once_and_own_modules_with_every_save(watch: Watch
         release = watch.save("import heavy, shop, parts", own)
         await watch.serve(release)
         warm = await watch.warmed(release, "heavy", "lighter")
-        assert not {"shop", "parts", "main"} & set(watch.warm.known.names)
+        assert not {"shop", "parts", "main"} & set(watch.warm.names)
 
         own = {"shop.py": "LABEL = 'two'", "src/parts.py": "LABEL = 'src two'"}
         release = watch.save(
@@ -218,7 +218,7 @@ def test_what_a_save_imports_besides_is_imported_for_the_next_one(watch: Watch) 
         await old.ended.wait()
         await watch.serve(watch.save("import early, late"))
         assert await watch.ask(modules(["early", "late"])) == ["early", "late"]
-        names = [name for name in watch.warm.known.names if name in ("early", "late")]
+        names = [name for name in watch.warm.names if name in ("early", "late")]
         assert names == ["early", "late"]
 
     run(watch, test)
@@ -252,16 +252,16 @@ def test_a_module_that_needs_the_application_is_left_to_the_worker(watch: Watch)
         release = watch.save("import counter, plugin", {"settings.py": ""})
         await watch.serve(release)
         await watch.warmed(release, "counter")
-        while "plugin" not in watch.warm.known.refused:
+        while "plugin" not in watch.warm._refused:
             await asyncio.sleep(0.01)
         await watch.warmed(release, "counter")
         watch.package("third", "")
         await watch.serve(watch.save("import counter, plugin, third", {"settings.py": ""}))
         assert await watch.ask(modules(["counter", "plugin", "settings"])) == ["counter"]
         assert await watch.ask("counter.seen") == ["plugin"]
-        while "third" not in watch.warm.known.names:
+        while "third" not in watch.warm.names:
             await asyncio.sleep(0.01)
-        assert "plugin" not in watch.warm.known.names, "it was told of once more"
+        assert "plugin" not in watch.warm.names, "it was told of once more"
 
     run(watch, test)
 
@@ -278,7 +278,7 @@ def test_what_is_not_installed_is_never_warm(watch: Watch) -> None:
         release = watch.save("import plain, reaches, linked")
         await watch.serve(release)
         watch.warm.want(release)
-        while "reaches" not in watch.warm.known.refused:
+        while "reaches" not in watch.warm._refused:
             await asyncio.sleep(0.01)
         await watch.warmed(release, "plain")
         await watch.serve(watch.save("import plain, reaches, linked"))
@@ -295,7 +295,7 @@ def test_one_that_would_not_survive_a_fork_is_made_without_packages(watch: Watch
         release = watch.save("import ticker")
         await watch.serve(release)
         watch.warm.want(release)
-        while "ticker" not in watch.warm.known.refused:
+        while "ticker" not in watch.warm._refused:
             await asyncio.sleep(0.01)
         warm = await watch.warmed(release)
         await watch.serve(watch.save("import ticker"))
@@ -385,7 +385,7 @@ def test_the_next_manager_ends_it_and_makes_one_with_what_is_known(watch: Watch)
     async def test() -> None:
         watch.package("heavy", "")
         release = watch.save("import heavy")
-        watch.store.put("warm", {"names": ["heavy"]})
+        watch.store.put("warm", ["heavy"])
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as old:
             values = {"slot": WARM_SLOT, "generation": 0, "release": release.name, "state": State.READY}
             watch.store.add_worker(**values, pid=old.pid, ticks=start_ticks(old.pid), spawned_at=uptime())

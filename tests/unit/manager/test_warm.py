@@ -15,7 +15,7 @@ from deployer.config.model import Config
 from deployer.config.model import Worker as WorkerConfig
 from deployer.manager import retries as module
 from deployer.manager.retries import Retries
-from deployer.manager.warm import NAMES_MAX, Known, Warm
+from deployer.manager.warm import NAMES_MAX, Warm, grown
 from deployer.releases.release import Release
 from deployer.state.store import Store
 from deployer.wire.schema import WARM_SLOT
@@ -25,27 +25,15 @@ from deployer.workers.worker import Exit, State, Worker
 
 
 def test_what_is_new_comes_after_what_is_known() -> None:
-    known = Known(("a", "b"), ("bad",), "env")
-    assert known.grown(["c", "b", "bad", "c"], "env") == Known(("a", "b", "c"), ("bad",), "env")
-
-
-def test_another_environment_may_import_what_one_could_not() -> None:
-    known = Known(("a",), ("bad",), "env")
-    assert known.grown(["bad"], "other") == Known(("a", "bad"), (), "other")
-
-
-def test_what_is_refused_is_not_asked_for_again() -> None:
-    known = Known(("a", "bad"), ("worse",), "env").without(["bad"])
-    assert known == Known(("a",), ("worse", "bad"), "env")
-    assert known.grown(["bad", "worse"], "env") == known
+    assert grown(("a", "b"), ["c", "b", "bad", "c"], {"bad"}) == ("a", "b", "c")
 
 
 def test_names_without_end_end() -> None:
     endless = [f"module{number}" for number in range(NAMES_MAX)]
-    known = Known().grown(endless, "env")
-    assert known.names == tuple(endless[: len(known.names)])
-    assert NAMES_MAX - 20 < sum(len(name) + 3 for name in known.names) <= NAMES_MAX
-    assert known.grown(["one" * 20], "env") == known
+    names = grown((), endless, ())
+    assert names == tuple(endless[: len(names)])
+    assert NAMES_MAX - 20 < sum(len(name) + 3 for name in names) <= NAMES_MAX
+    assert grown(names, ["one" * 20], ()) == names
 
 
 # Which there should be
@@ -107,8 +95,8 @@ def warm(store: Store, pool: Pool) -> Warm:
     return Warm(store=store, pool=pool, supervisor=SimpleNamespace(stopping=False))  # type: ignore[arg-type]
 
 
-def save(**env: str) -> Release:
-    return Release("dev-1", Path("/"), Config(name="a", worker=WorkerConfig(app="main:app")), env)
+def save(environment: Path | None = None, **env: str) -> Release:
+    return Release("dev-1", Path("/"), Config(name="a", worker=WorkerConfig(app="main:app")), env, environment)
 
 
 def worker_of(release: Release) -> Any:
@@ -174,6 +162,13 @@ def test_what_was_refused_is_left_out_and_what_has_tried_goes(warm: Warm, pool: 
         pool.on_refused(tried, ["worse"])
         await settle()
         assert pool.given == [("a", "bad", "worse"), ("a",)]
+        pool.on_imported(worker_of(save()), ["bad", "b"])
+        await settle()
+        assert pool.given[2:] == [("a", "b")]
+        warm.want(save(Path("/envs/other")))  # which may import what this one cannot
+        pool.on_imported(worker_of(save()), ["bad"])
+        await settle()
+        assert pool.given[3:] == [("a", "b", "bad")]
 
     run(test)
 
@@ -234,6 +229,23 @@ def test_one_that_dies_again_and_again_is_tried_more_and_more_slowly(warm: Warm,
         assert len(pool.given) == 2
         while len(pool.given) == 2:
             await asyncio.sleep(0.01)
+
+    run(test)
+
+
+def test_modules_that_crash_the_interpreter_are_left_out(warm: Warm, pool: Pool) -> None:
+    """Once it may have been somebody's kill; one that was ready before died of something else."""
+
+    async def test() -> None:
+        pool.on_imported(worker_of(save()), ["a", "crash"])
+        warm.want(save())
+        await settle()
+        pool.end(pool.workers[1])
+        await settle()
+        pool.end(pool.workers[2])
+        while len(pool.given) == 2:
+            await asyncio.sleep(0.01)
+        assert pool.given == [("a", "crash"), ("a", "crash"), ()]
 
     run(test)
 
