@@ -38,6 +38,10 @@ class Visit:
         self._ready.wait(MEETING_S)
         assert self._begun.wait(MEETING_S)
 
+    def until_answered(self) -> None:
+        """The worker has begun the one answer that there is."""
+        until(lambda: self._workers.row().requests == 1, "the request is answered")
+
     def until_gone(self) -> None:
         """The worker has drained, long before its time is over."""
         until(lambda: self._workers.row().state == GONE, "the worker waits for nobody")

@@ -316,6 +316,7 @@ def sleeps_before_an_answer(visit: Visit) -> None:
     """The kernel has all of it, and delivers it also when the worker has gone."""
     client = visit.client()
     client.send("/big?bytes=100000")
+    visit.until_answered()
     visit.drain()
     visit.until_gone()
     expect(client.answer(), 100_000, closes=False)
