@@ -16,7 +16,6 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from .fairness import AWAKE_S, delay, first_load, lately, load_after
 from .scoreboard import FIELD, Record
@@ -35,7 +34,7 @@ class Acceptor:
     def __init__(
         self,
         listeners: Sequence[socket.socket],
-        protocol: Callable[[], asyncio.Protocol],
+        protocol: Callable[[socket.socket], asyncio.Protocol],
         record: Record | None,
         *,
         greedy: bool = False,
@@ -47,7 +46,7 @@ class Acceptor:
         self._waiting: dict[int, asyncio.TimerHandle] = {}  # descriptors let alone for a moment
         self._epoch = -1
         self._running = False
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._opening: dict[socket.socket, asyncio.Task[None]] = {}
         self.connections = 0
         self.load = 0.0
 
@@ -81,8 +80,8 @@ class Acceptor:
 
     async def settled(self) -> None:
         """Every accepted connection has its protocol."""
-        if self._tasks:
-            await asyncio.wait(list(self._tasks))
+        if self._opening:
+            await asyncio.wait(list(self._opening.values()))
 
     def look_around(self) -> None:
         """Who competes for the same visitors; called at every heartbeat, and when somebody came or left."""
@@ -143,12 +142,7 @@ class Acceptor:
                 self._pause(listener, NO_ROOM_PAUSE_S)
             return
         self._count()
-        sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        task = self._loop.create_task(self._hand_over(sock))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._opening[sock] = self._loop.create_task(self._hand_over(sock))
 
     def _count(self) -> None:
         self.connections += 1
@@ -160,8 +154,11 @@ class Acceptor:
             self._record.reals[base + _LOAD] = self.load
 
     async def _hand_over(self, sock: socket.socket) -> None:
+        """The loop makes the socket non-blocking, and without Nagle's delay."""
         try:
-            await self._loop.connect_accepted_socket(self._protocol, sock)
+            await self._loop.connect_accepted_socket(lambda: self._protocol(sock), sock)
         except OSError:
             sock.close()  # it was gone before it began
             self.closed()
+        finally:
+            del self._opening[sock]

@@ -9,11 +9,13 @@ from __future__ import annotations
 import array
 import asyncio
 import fcntl
+import socket
 import termios
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from .counting import ENDLESS
+from .transport import Transport
 
 LAST_WORDS_S = 2.0  # how long the client may take to close after we did
 UNREAD, UNSENT = termios.FIONREAD, termios.TIOCOUTQ  # SIOCINQ and SIOCOUTQ of tcp(7) and unix(7)
@@ -24,6 +26,10 @@ def http_class(base: Any, on_closed: Callable[[], None]) -> Any:
 
     class Http(base):  # type: ignore[misc]
         half_closed = False
+        accepted: socket.socket
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(Transport(transport, self.loop, self.accepted))
 
         def connection_lost(self, exc: Exception | None) -> None:
             on_closed()
@@ -36,6 +42,7 @@ def http_class(base: Any, on_closed: Callable[[], None]) -> Any:
             go on for ever, is ended; any other answer is finished.
             """
             super().eof_received()
+            self.transport.flush()  # asyncio may close by itself now
             if self.half_closed:
                 return True
             waiting = list(open_cycles(self))

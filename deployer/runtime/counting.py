@@ -141,6 +141,7 @@ class Counting:
                 self._histogram[ticks if ticks < BUCKETS else BUCKETS - 1] += 1
                 if self.is_last is not None and self.is_last(send):
                     message = _closing(message)
+                send.__self__.transport.hold()
             elif message is None:
                 return True
             elif stream is not None:

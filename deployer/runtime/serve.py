@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
-from functools import partial
 from typing import Any
 
 from . import api
@@ -105,7 +104,13 @@ class Worker:
         if config.ws_protocol_class is not None:
             config.ws_protocol_class = websocket_class(config.ws_protocol_class, closed)
         http = http_class(config.http_protocol_class, closed)
-        return partial(http, config=config, server_state=self._state, app_state=app_state)
+
+        def protocol(accepted: socket.socket) -> Any:
+            connection = http(config=config, server_state=self._state, app_state=app_state)
+            connection.accepted = accepted
+            return connection
+
+        return protocol
 
     def _acceptor_closed(self) -> None:
         self._acceptor.closed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,14 +19,20 @@ def counted(status: int, headers: list[tuple[bytes, bytes]] | None = None) -> tu
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    async def send(message: Any) -> None:
-        sent.append(message)
+    class Cycle:
+        """uvicorn's, of one request."""
+
+        def __init__(self, transport: Any) -> None:
+            self.transport = transport
+
+        async def send(self, message: Any) -> None:
+            sent.append(message)
 
     async def receive() -> Any:
         raise AssertionError("nobody asks for a body")
 
     async def run() -> None:
-        await counting({"type": "http", "headers": headers or []}, receive, send)
+        await counting({"type": "http", "headers": headers or []}, receive, Cycle(Mock()).send)
 
     counting = Counting()
     counting.serve(app, lambda inner: inner, None)
