@@ -18,7 +18,7 @@ class Transport:
 
     def __init__(self, inner: Any, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self._inner, self._loop, self._socket = inner, loop, sock
-        self._head: bytes | None = None
+        self._head = b""  # what is held back
         self.write = inner.write
         self.is_closing = inner.is_closing
 
@@ -40,17 +40,18 @@ class Transport:
         self._loop.call_soon(self.flush)
 
     def _join(self, part: Any) -> None:
-        head, self._head, self.write = self._head, None, self._inner.write
         if len(part) > JOINED_MAX:
-            self.write(head)
+            self.flush()
             self.write(part)
         else:
-            self.write(head + part)
+            whole = self._head + part
+            self._head, self.write = b"", self._inner.write
+            self.write(whole)
 
     def flush(self) -> None:
         """Send a head that is held back. Whatever changes the connection's state comes after what was written."""
-        head, self._head, self.write = self._head, None, self._inner.write
-        if head is not None and not self.is_closing():
+        head, self._head, self.write = self._head, b"", self._inner.write
+        if head and not self.is_closing():
             self.write(head)
 
     def write_eof(self) -> None:
@@ -63,4 +64,4 @@ class Transport:
 
     def get_write_buffer_size(self) -> int:
         size: int = self._inner.get_write_buffer_size()
-        return size + len(self._head or b"")
+        return size + len(self._head)

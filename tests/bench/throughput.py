@@ -2,6 +2,8 @@
 own runtime beside `uvicorn --workers` and granian with the same app.
 
 Both run at once and are loaded in turn, first one and then the other: what else the machine does meets both alike.
+But for one thing: where the kernel shares the processors between sessions (sched_autogroup_enabled) and others want
+them too, deployer's workers have a share each, being sessions of their own; uvicorn's and granian's have one in all.
 
 python -m tests.bench.throughput [--rounds N] [--seconds S] [--workers N]
 """
