@@ -158,7 +158,7 @@ class Cluster:
 
     # Looking
 
-    def ask(self, path: str) -> list[Any]:
+    def api(self, path: str) -> list[Any]:
         """What the control API answers, line by line, as `deployer ... --json` prints it; tests look so often that a
         process each time would be most of their work. One that is cut by a manager's death is asked again."""
 
@@ -176,7 +176,7 @@ class Cluster:
         return found
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.ask("/v1/status")[0]
+        found: dict[str, Any] = self.api("/v1/status")[0]
         return found
 
     def workers(self) -> list[dict[str, Any]]:

@@ -62,14 +62,14 @@ class Shop(Cluster):
     # Looking
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
-        return [event for event in self.ask("/v1/events") if name in (None, event["event"])]
+        return [event for event in self.api("/v1/events") if name in (None, event["event"])]
 
     def history(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.ask("/v1/rollouts")[0]
+        found: list[dict[str, Any]] = self.api("/v1/rollouts")[0]
         return found
 
     def releases(self) -> dict[str, dict[str, Any]]:
-        return {release["name"]: release for release in self.ask("/v1/releases")[0]}
+        return {release["name"]: release for release in self.api("/v1/releases")[0]}
 
     def assert_serves(self, release: str, pids: dict[int, int] | None = None) -> dict[int, int]:
         """One release everywhere: every slot, `current`, the status and the answers. `pids`: slots untouched."""

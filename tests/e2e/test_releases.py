@@ -27,12 +27,12 @@ def cluster(**toml: Any) -> Iterator[Cluster]:
 
 
 def releases(shop: Cluster) -> dict[str, dict[str, Any]]:
-    return {release["name"]: release for release in shop.ask("/v1/releases")[0]}
+    return {release["name"]: release for release in shop.api("/v1/releases")[0]}
 
 
 def history(shop: Cluster) -> list[dict[str, Any]]:
     """Oldest first."""
-    found: list[dict[str, Any]] = shop.ask("/v1/rollouts?limit=100")[0]
+    found: list[dict[str, Any]] = shop.api("/v1/rollouts?limit=100")[0]
     return found[::-1]
 
 

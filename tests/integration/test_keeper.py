@@ -227,7 +227,7 @@ def test_descriptors_are_handed_to_the_next_manager(keeper: Kept) -> None:
     ready(life, "log:1:stdout")
     life.kill()
     wait_until(lambda: not psutil.pid_exists(life.pid), "the manager is gone")
-    with socket.create_connection(("127.0.0.1", made["port"]), 1.0) as visitor:
+    with socket.create_connection(("127.0.0.1", made["port"]), LIMIT_S) as visitor:
         second = keeper.life()
         assert second.until("hello") == {"op": "hello", "v": module.PROTOCOL, "pid": keeper.process.pid, "starts": 2}
         assert second.until("fd", name="listen:a")["inode"] == made["inode"]
@@ -268,7 +268,7 @@ def test_a_manager_that_was_killed_is_replaced(keeper: Kept) -> None:
         killed = time.monotonic()
         life = keeper.life()
         print(f"replaced {(life.at - killed) * 1000:.0f} ms after kill -9")
-        assert life.at - killed < 5
+        assert life.at - killed < 30
         assert life.until("hello")["starts"] == starts
         life.do("tell(op='ready')")
 
@@ -288,18 +288,16 @@ def test_a_manager_that_is_never_ready_is_tried_less_and_less_often(keeper: Kept
     assert keeper.life().at - killed < 3.5
 
 
-def test_sighup_tries_again_at_once(keeper: Kept) -> None:
+def test_sighup_tries_again_at_once() -> None:
     """`deployer up` after the cause was removed."""
-    life = keeper.life()
-    life.do("tell(os.pipe()[0], op='keep', name='a')")
-    life.send("os._exit(1)")
-    keeper.life().send("os._exit(1)")
-    third = keeper.life()
-    third.send("os._exit(1)")
-    wait_until(lambda: keeper.log().count("the manager ended") == 3, "it waits")
-    os.kill(keeper.process.pid, signal.SIGHUP)
-    asked = time.monotonic()
-    assert keeper.life().at - asked < 1.0, "the pause was to be 2 s"
+    with kept(RETRY_FIRST_S=30.0) as keeper:
+        life = keeper.life()
+        life.do("tell(os.pipe()[0], op='keep', name='a')")
+        life.send("os._exit(1)")
+        wait_until(lambda: "the manager ended" in keeper.log(), "it waits")
+        os.kill(keeper.process.pid, signal.SIGHUP)
+        asked = time.monotonic()
+        assert keeper.life().at - asked < 25, "the pause was to be 30 s"
 
 
 def test_a_first_manager_that_refuses_ends_the_keeper_with_its_exit_code(keeper: Kept) -> None:

@@ -119,7 +119,7 @@ def test_a_supervisor_on_a_terminal_is_not_asked_either(stager: Stager, sshd: re
             cwd=stager.layout.root,
             env=stager.env,
             capture_output=True,
-            timeout=20,
+            timeout=60,
             check=False,
         )
         os.set_blocking(master, False)
