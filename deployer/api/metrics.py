@@ -20,8 +20,8 @@ from prometheus_client.registry import Collector
 from deployer import __version__
 from deployer.manager.traffic import Key, cumulative, total_seconds
 from deployer.manager.views import usage
-from deployer.releases.release import named
 from deployer.rollout.machine import FINAL
+from deployer.runtime.api import name_of
 from deployer.runtime.scoreboard import Row
 from deployer.workers.worker import State, Worker
 
@@ -161,7 +161,7 @@ def _labels(worker: Worker) -> list[str]:
 
 
 def _row_labels(row: Row) -> list[str]:
-    return [str(row.slot), named(row.release), str(row.pid)]
+    return [str(row.slot), name_of(row.release), str(row.pid)]
 
 
 def shown(rows: Mapping[Key, Row], alive: AbstractSet[Key], now: float) -> list[Row]:
