@@ -91,6 +91,9 @@ def _install() -> None:
         return
     del os.environ["PYTHONPATH"]
     sys.dont_write_bytecode = True
+    from deployer.releases.sources import directory
+
+    directory.LINKED_HERE = 0  # the process that links is killed too, though there are few files here
     killer = Killer(trace, at)
     sys.addaudithook(killer.hear)
     os.register_at_fork(before=killer.before_fork, after_in_child=killer.after_fork)
