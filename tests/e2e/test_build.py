@@ -57,7 +57,9 @@ def test_workers_run_on_the_releases_own_environment_and_a_rollback_restores_it(
     assert says(made) == "hello six 1.16.0"
     print(f"rollback over two environments: {spent:.2f} s")
     made.kill_manager()
-    os.kill(made.pids()[0], 9)
+    killed = made.pids()[0]
+    os.kill(killed, 9)
+    wait_until(lambda: killed not in made.pids(), "it is noticed")
     made.settled()
     assert says(made) == "hello six 1.16.0"
 

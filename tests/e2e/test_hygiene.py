@@ -144,8 +144,8 @@ def moved(cluster: Shop, before: dict[int, int], known: int) -> dict[int, int] |
 
 
 def recycled(cluster: Shop, pid: int, timeout: float = 60) -> dict[str, Any]:
-    """The event, once the worker is gone."""
-    wait_until(lambda: not alive(pid), f"{pid} is gone", timeout, 0.1)
+    """The event, once the worker is gone, and the manager knows."""
+    wait_until(lambda: pid in {e["pid"] for e in cluster.events("worker.exited")}, f"{pid} is gone", timeout, 0.1)
     (event,) = [e for e in cluster.events("worker.recycled") if e["pid"] == pid]
     return event
 

@@ -164,6 +164,7 @@ def test_what_happened_without_a_manager_is_not_lost(shop: Callable[..., Shop]) 
         os.kill(slots[1], signal.SIGUSR1)
         wait_until(lambda: not alive(slots[1]), "worker 1 is dead")
     wait_until(lambda: cluster._other_manager(manager), "a new manager")
+    wait_until(lambda: slots[1] not in cluster.pids(), "it knows that worker 1 is dead")
     now = cluster.assert_serves("v1", {2: slots[2]})
     assert now[1] != slots[1]
     last = next(w["last_exit"] for w in cluster.status()["workers"] if w["slot"] == 1)
@@ -183,6 +184,7 @@ def test_both_die_at_once_with_a_worker(shop: Callable[..., Shop]) -> None:
     for pid, number in ((manager, signal.SIGKILL), (slots[2], signal.SIGXCPU)):
         os.kill(pid, number)
     wait_until(lambda: cluster._other_manager(manager), "a new manager")
+    wait_until(lambda: slots[2] not in cluster.pids(), "it knows that worker 2 is dead")
     cluster.assert_serves("v1", {1: slots[1]})
     ended = next(event for event in cluster.events("worker.exited") if event["pid"] == slots[2])
     assert ended["signal"] == "SIGXCPU"
@@ -204,7 +206,7 @@ def test_the_keeper_dies(manager_too: bool, unix: bool, shop: Callable[..., Shop
         keeper = cluster.keeper_pid()
         os.kill(keeper, signal.SIGKILL)
         wait_until(lambda: not alive(keeper), "the keeper is dead")
-        assert cluster.status()["keeper"]["pid"] is None
+        wait_until(lambda: cluster.status()["keeper"]["pid"] is None, "the manager knows")
     assert cluster.release_served() == "v1"
     with contextlib.ExitStack() as stack:
         for pid in slots.values():

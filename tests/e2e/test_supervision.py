@@ -318,7 +318,7 @@ def test_a_drain_waits_and_then_kills_the_whole_group(shop: Callable[..., Shop])
         asker.join(60)
     assert answers == {1.2: 200}
     wait_until(lambda: not alive(old) and not alive(child), "killed, with its child")
-    ended = next(e for e in cluster.events("worker.exited") if e["pid"] == old)
+    (ended,) = wait_until(lambda: [e for e in cluster.events("worker.exited") if e["pid"] == old], "it is noted")
     print(f"killed {ended['seconds']} s after SIGTERM (drain_timeout 4 s)")
     assert (ended["signal"], ended["expected"]) == ("SIGKILL", True)
     assert 3.9 < ended["seconds"] < 29
