@@ -15,7 +15,7 @@ import psutil
 
 from tests import apps
 from tests.cluster import DEPLOYER, wait_until
-from tests.e2e.shop import Running, Shop
+from tests.e2e.shop import Running, Shop, alive
 
 FIRST = "save-000000"
 SERVED_LIMIT_S = 30.0
@@ -83,6 +83,13 @@ class Tree(Shop):
         """Those too that are told apart by nothing but where they work, as the watching child."""
         base = f"{self.base}/"
         return sorted({*super().processes(), *(p.pid for p in psutil.process_iter() if _cwd(p).startswith(base))})
+
+    def manager_is_ready(self) -> bool:
+        """One that runs, and has taken over."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            word = json.loads((self.root / "run" / "manager.json").read_text())
+            return word["state"] == "ready" and alive(word["pid"])
+        return False
 
     def watching_child(self) -> int | None:
         """Its pid. A staging that it has forked is not meant."""

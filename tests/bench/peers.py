@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 INSTALL_LIMIT_S = 300
+LIBRARIES = ("numpy", "pandas", "aiohttp")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache") / "deployer-bench"
 BIN = Path(sys.executable).parent
 PIP_INSTALL = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -89,7 +90,7 @@ def granian() -> Peer:
 def libraries() -> Path:
     """A directory for PYTHONPATH with numpy, pandas and aiohttp, for the Python that runs this: what an app may
     import."""
-    return _for_pythonpath("libraries", "numpy", "pandas", "aiohttp")
+    return _for_pythonpath("libraries", *LIBRARIES)
 
 
 @cache

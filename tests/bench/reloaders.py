@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +16,9 @@ from tests.bench.systems import Plan, System
 from tests.watchkit import Tree
 
 ONE = Plan(workers=1, boot_s=0.0)
-HEAVY = "import aiohttp, numpy, pandas\n"
+HEAVY = f"import {', '.join(peers.LIBRARIES)}\n"
+INSTALLED = '[build]\npython = "pip"\n'  # of ours the packages are where its user has them: in an environment
+INSTALL_LIMIT_S = 300.0
 PYTHON = """import os
 import views
 
@@ -166,17 +168,17 @@ class Watch(System):
         self.settings = "defaults"
 
     def __enter__(self) -> Self:
-        env: Mapping[str, str] = {"PYTHONPATH": str(peers.libraries())} if self.tongue is LARGE else {}
         command = f'command = "{peers.node().program} server.js"\nready = "listen"'
         worker = command if self.tongue is NODES else 'app = "app:app"'
-        pairs = ", ".join(f"{name} = {json.dumps(value)}" for name, value in env.items())
         self._tree = Tree()
         self._tree.directory.mkdir()
-        self._tree.configure(f"{worker}\nenv = {{ {pairs} }}")
+        self._tree.configure(worker, INSTALLED if self.tongue is LARGE else "")
+        if self.tongue is LARGE:
+            (self._tree.directory / "requirements.txt").write_text(f"{chr(10).join(peers.LIBRARIES)}\n")
         self.tongue.plant(self._tree.directory, "r0")
         try:
             self._watch = self._tree.watch()
-            self._tree.until_served("r0")
+            self._tree.until_served("r0", INSTALL_LIMIT_S)
         except BaseException:
             self.__exit__(True)
             raise
