@@ -17,15 +17,14 @@ import structlog
 
 from deployer.clock import uptime
 from deployer.config.load import Loaded
-from deployer.config.model import Watch as Section
 from deployer.errors import BusyError, DeployerError, Exit
 from deployer.manager import staging
 from deployer.manager.commands import Commands
 from deployer.manager.driver import Driver
+from deployer.manager.lookout import Lookout
 from deployer.manager.occasion import FILES_TOLD, Occasion, Watch, WatchKind
 from deployer.manager.requests import Requests, Source
 from deployer.manager.saves import Saves
-from deployer.manager.watchchild import ChildGoneError, WatchChild
 from deployer.osutil.process import open_pidfd, start_ticks
 from deployer.osutil.tasks import watched
 from deployer.releases.catalog import Catalog
@@ -34,15 +33,13 @@ from deployer.releases.request import Development, Directory, StageRequest, Stag
 from deployer.rollout.machine import FINAL, WORKING, Kind, Phase, Rollout
 from deployer.state.store import NO_ROLLOUT, Store
 from deployer.units import parse_duration
-from deployer.watch.protocol import Fault, Saved, Settings, Watching
+from deployer.watch.protocol import Fault, Saved, Settings
 from deployer.wire.schema import DeployRequest, Problem, RollbackRequest, RolloutInfo, WatchInfo, WatchRequest
 from deployer.workers.worker import Worker
 
 SUPERSEDED_IN = frozenset({Phase.STAGING, Phase.PREFLIGHT, Phase.CANARY, Phase.SOAKING})
 """Phases that a newer save ends: every slot has its old worker still."""
-CHILD_S = 10.0  # how long a staging waits for the child that is to do it
 ASIDE = f"v{2**62 - 1}"  # what a look is staged as, and not kept
-AGAIN_S = 0.5  # before a child that ended is started anew
 PROVEN_S = 3.0  # a worker of a save that dies sooner, once live, takes its save back
 START = Saved(files=[], count=0, at=0.0)
 """Not a save: what is on disk when nobody has watched."""
@@ -68,15 +65,10 @@ class Watches:
         self._store, self._catalog, self._driver, self._commands = store, catalog, driver, commands
         self._requests, self._saves, self._root, self._on_own_end = requests, saves, root, on_own_end
         self._watch: Watch | None = None
-        self._child: WatchChild | None = None
-        self._pending: Saved | None = None
+        self._lookout: Lookout | None = None
         self._crashed: str | None = None
         self._holder: int | None = None  # pidfd
         self._superseded: int | None = None  # the rollout that was told to give way last
-        self._count = 0
-        self._unseen = False  # something may have changed while nobody watched
-        self._watching: Watching | None = None
-        self._retry: asyncio.TimerHandle | None = None
 
     # Commands
 
@@ -125,7 +117,8 @@ class Watches:
         watch, rollout = self._watch, self._driver.rollout
         if watch is None:
             return
-        self._watch, self._pending, self._crashed = None, None, None
+        lookout, self._lookout = self._lookout, None
+        self._watch, self._crashed = None, None
         with self._store.transaction():
             self._store.put("watch", None)
             if watch.active:
@@ -134,7 +127,8 @@ class Watches:
         self._let_go_of_holder()
         if rollout is not None and rollout.phase in WORKING and self._is_ours(rollout, watch):
             self._driver.abort(watch.who)
-        self._close_child()
+        if lookout is not None:
+            lookout.close()
         if watch.kind is WatchKind.DEV:
             self._saves.end()
             if watch.request is not None and watch.request.own:
@@ -158,18 +152,18 @@ class Watches:
         return self._commands.info(self._go_back(watch, before, who))
 
     def info(self) -> WatchInfo | None:
-        watch = self._watch
-        if watch is None or not watch.active:
+        watch, lookout = self._watch, self._lookout
+        if watch is None or lookout is None or not watch.active:
             return None
         return WatchInfo(
             id=watch.id,
             kind=watch.kind,
             path=watch.path,
-            mode=self._watching.mode if self._watching else None,
-            directories=self._watching.directories if self._watching else 0,
+            mode=lookout.watching.mode if lookout.watching else None,
+            directories=lookout.watching.directories if lookout.watching else 0,
             who=watch.who,
             since=watch.since,
-            saves=self._count,
+            saves=lookout.saves,
             rollout=watch.rollout,
         )
 
@@ -211,34 +205,26 @@ class Watches:
     # Staging
 
     async def stage(self, request: StageRequest, on_progress: Callable[[str], None]) -> StageResult | Problem:
-        """By the child that watches the source, which is warm and knows when all is of one moment; else by one that is
-        started for it."""
-        child, watch = self._child, self._watch
-        if child is None or watch is None or not _is_of(request, watch):
+        """By who watches the source, where somebody does."""
+        watch, lookout = self._watch, self._lookout
+        if watch is None or lookout is None or not _is_of(request, watch):
             return await staging.stage(request, on_progress)
-        try:
-            await asyncio.wait_for(child.watching.wait(), CHILD_S)
-            if not request.dry_run:
-                self._pending = None  # it is part of this snapshot
-            return await child.stage(request, on_progress)
-        except (TimeoutError, ChildGoneError) as error:
-            log.warning("watch.staged_without_child", error=str(error))
-            return await staging.stage(request, on_progress)
+        return await lookout.stage(request, on_progress)
 
     # What happens
 
     def on_decided(self, rollout: Rollout) -> None:
         """A rollout has an outcome; it may be held."""
-        watch = self._watch
-        if watch is None:
+        watch, lookout = self._watch, self._lookout
+        if watch is None or lookout is None:
             return
         ours = self._is_ours(rollout, watch)
         if watch.kind is WatchKind.DEV:
             if ours:
                 self._saves.tidy(rollout)
-                self._follow_settings(watch)
+                lookout.follow_settings()
         elif ours or rollout.id == watch.rollout:
-            self._heal(watch, rollout)
+            self._heal(watch, lookout, rollout)
         elif rollout.phase is Phase.PROMOTED and rollout.kind in (Kind.DEPLOY, Kind.ROLLBACK):
             self.stop(f"{rollout.release} is live")
 
@@ -252,12 +238,15 @@ class Watches:
 
     def advance(self) -> None:
         """Begin what is due, when its turn has come. Call it whenever something has changed."""
-        watch, rollout = self._watch, self._driver.rollout
-        if watch is None or not watch.active or self._commands.is_engaged:
+        watch, lookout, rollout = self._watch, self._lookout, self._driver.rollout
+        if watch is None or lookout is None or not watch.active or self._commands.is_engaged:
             return
-        if self._pending is not None and self._child is not None and self._child.watching.is_set():
+        if lookout.unseen and lookout.is_ready:
+            lookout.unseen = False
+            self._catch_up(watch, lookout)
+        if lookout.pending is not None and lookout.is_ready:
             if rollout is None:
-                self._begin_pending(watch)
+                self._begin_pending(watch, lookout, lookout.pending)
             elif self._superseded != rollout.id and self._may_supersede(rollout, watch):
                 self._superseded = rollout.id
                 self._driver.abort("a newer save", superseded=True)
@@ -273,10 +262,25 @@ class Watches:
             return
         self._watch = watch
         self._store.put("watch", msgspec.to_builtins(watch))
-        self._count, self._unseen = 0, watch.kind is WatchKind.DEV or resumed
         if watch.kind is WatchKind.DEV:
             self._saves.begin()
-        self._start_child()
+        unseen = watch.kind is WatchKind.DEV or resumed
+        self._lookout = Lookout(self._store, watch, lambda: self._settings(watch), self.advance, unseen=unseen)
+
+    def _settings(self, watch: Watch) -> Settings:
+        config = self._requests.config()
+        section, request = config.watch, watch.request or WatchRequest(who=watch.who, holder=0)
+        return Settings(
+            path=watch.path,
+            root=self._root,
+            paths=request.paths or section.paths,
+            ignore=[*section.ignore, *request.ignore],
+            extensions=request.extensions or section.extensions,
+            settle_s=parse_duration(request.settle or section.settle),
+            poll_s=None if request.poll is None else parse_duration(request.poll),
+            include=config.source.include,
+            exclude=config.source.exclude,
+        )
 
     def _next_id(self) -> int:
         number = int(self._store.get("last_watch", 0)) + 1
@@ -306,100 +310,6 @@ class Watches:
             os.close(self._holder)
             self._holder = None
 
-    # Private: the child
-
-    def _start_child(self) -> None:
-        watch = self._watch
-        if watch is None:
-            return
-        self._retry = None
-        self._child = WatchChild(self._settings(watch), self._hear, self._on_child_end)
-
-    def _follow_settings(self, watch: Watch) -> None:
-        """[watch] in deployer.toml may be what was saved."""
-        if self._child is not None and self._child.settings != self._settings(watch):
-            self._close_child()
-            self._unseen = True
-            self._start_child()
-
-    def _close_child(self) -> None:
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        if self._child is not None:
-            watched(self._child.close())
-        self._child, self._watching = None, None
-
-    def _settings(self, watch: Watch) -> Settings:
-        config = self._requests.config()
-        section, request = config.watch, watch.request or WatchRequest(who=watch.who, holder=0)
-        return Settings(
-            path=watch.path,
-            root=self._root,
-            paths=request.paths or section.paths,
-            ignore=[*section.ignore, *request.ignore],
-            extensions=request.extensions or section.extensions,
-            settle_s=_seconds(request.settle, section),
-            poll_s=None if request.poll is None else parse_duration(request.poll),
-            include=config.source.include,
-            exclude=config.source.exclude,
-        )
-
-    def _on_child_end(self, why: str) -> None:
-        assert self._watch is not None
-        self._child, self._watching = None, None
-        self._tell_fault(Fault(what="the process that watches has ended", cause=why, hint="it is started anew"))
-        self._unseen = True
-        self._retry = asyncio.get_running_loop().call_later(AGAIN_S, self._start_child)
-
-    def _hear(self, word: Watching | Fault | Saved) -> None:
-        watch = self._watch
-        if watch is None:
-            return
-        match word:
-            case Watching():
-                self._on_watching(watch, word)
-            case Fault():
-                self._tell_fault(word)
-            case Saved():
-                self._count += 1
-                self._pending = word
-                if watch.active:
-                    self._tell_saved(watch, word)
-        self.advance()
-
-    def _on_watching(self, watch: Watch, word: Watching) -> None:
-        before, self._watching = self._watching, word
-        if watch.active and before != word:
-            self._tell_started(watch)
-        if self._unseen and watch.kind is WatchKind.DEV:
-            self._unseen, self._pending = False, self._pending or START
-        elif self._unseen and watch.active:
-            watched(self._look(watch))
-
-    def _tell_started(self, watch: Watch) -> None:
-        assert self._watching is not None
-        self._store.emit(
-            "watch.started",
-            rollout=NO_ROLLOUT,
-            watch=watch.id,
-            kind=watch.kind,
-            path=watch.path,
-            mode=self._watching.mode,
-            directories=self._watching.directories,
-        )
-
-    def _tell_fault(self, fault: Fault) -> None:
-        watch = self._watch
-        if watch is not None:
-            self._store.emit(
-                "watch.fault", rollout=NO_ROLLOUT, watch=watch.id, what=fault.what, cause=fault.cause, hint=fault.hint
-            )
-
-    def _tell_saved(self, watch: Watch, saved: Saved) -> None:
-        files = saved.files[:FILES_TOLD]
-        self._store.emit("watch.saved", rollout=NO_ROLLOUT, watch=watch.id, files=files, count=saved.count, at=saved.at)
-
     # Private: rollouts
 
     def _is_ours(self, rollout: Rollout, watch: Watch) -> bool:
@@ -413,15 +323,13 @@ class Watches:
             return False
         return rollout.phase in SUPERSEDED_IN or rollout.phase is Phase.HELD
 
-    def _begin_pending(self, watch: Watch) -> None:
-        saved = self._pending
-        assert saved is not None
-        self._pending = None
+    def _begin_pending(self, watch: Watch, lookout: Lookout, saved: Saved) -> None:
+        lookout.pending = None
         try:
             self._begin_save(saved, force=False, who=watch.who)
         except DeployerError as error:  # deployer.toml is part of what is being edited
             log.warning("watch.cannot_begin", what=error.what)
-            self._tell_fault(Fault(what=error.what, cause=error.cause, hint="fix and save"))
+            lookout.tell_fault(Fault(what=error.what, cause=error.cause, hint="fix and save"))
 
     def _begin_save(self, saved: Saved, *, force: bool, who: str) -> int:
         watch = self._watch
@@ -458,44 +366,44 @@ class Watches:
 
     # Private: healing
 
-    def _heal(self, watch: Watch, rollout: Rollout) -> None:
+    def _heal(self, watch: Watch, lookout: Lookout, rollout: Rollout) -> None:
         """The deploy, or what was to be its fix, has an outcome."""
         if rollout.phase in (Phase.PROMOTED, Phase.UNCHANGED):
             self.stop(f"{rollout.release or self._store.get('release')} is live")
             return
-        if rollout.release is not None:
-            watch = msgspec.structs.replace(watch, failed=rollout.release)
-        self._watch = msgspec.structs.replace(watch, active=True)
+        failed = watch.failed if rollout.release is None else rollout.release
+        self._watch = msgspec.structs.replace(watch, failed=failed, active=True)
         self._store.put("watch", msgspec.to_builtins(self._watch))
-        if watch.active:
-            return
-        if self._watching is not None:
-            self._tell_started(self._watch)
-        if self._pending is not None:
-            self._tell_saved(self._watch, self._pending)
-        if self._unseen:
-            watched(self._look(self._watch))
+        lookout.open()
         asyncio.get_running_loop().call_soon(self.advance)
 
-    async def _look(self, watch: Watch) -> None:
-        """Has anything changed since what failed was staged, while nobody watched?"""
-        self._unseen = False
+    def _catch_up(self, watch: Watch, lookout: Lookout) -> None:
+        """Nobody has watched for a while."""
+        if watch.kind is WatchKind.DEV:
+            lookout.pending = lookout.pending or START
+        else:
+            watched(self._look(watch, lookout))
+
+    async def _look(self, watch: Watch, lookout: Lookout) -> None:
+        """Has anything changed since what failed was staged?"""
         digest, _ = self._catalog.digests(watch.failed)
-        if digest is not None:
-            request = DeployRequest(who=watch.who, path=watch.path)
-            try:
-                loaded = self._requests.reload()
-                wanted = self._requests.stage(request, loaded, self._requests.source(request, loaded), ASIDE)
-            except DeployerError as error:
-                log.warning("watch.cannot_look", what=error.what)
-                return
-            wanted = msgspec.structs.replace(wanted, dry_run=True, live_digest=digest, live_settings=None, force=False)
-            found = await staging.stage(wanted, lambda text: None)
-            if isinstance(found, Problem) or found.outcome == "same":
-                return
-        if self._watch is not None and self._watch.id == watch.id:
-            self._pending = self._pending or START
-            self.advance()
+        if digest is not None and await self._is_still(digest, watch):
+            return
+        lookout.pending = lookout.pending or START
+        self.advance()
+
+    async def _is_still(self, digest: str, watch: Watch) -> bool:
+        """Is this what lies there? Also where nobody can say: what is wrong is told when a deploy is tried."""
+        request = DeployRequest(who=watch.who, path=watch.path)
+        try:
+            loaded = self._requests.reload()
+            wanted = self._requests.stage(request, loaded, self._requests.source(request, loaded), ASIDE)
+        except DeployerError as error:
+            log.warning("watch.cannot_look", what=error.what)
+            return True
+        wanted = msgspec.structs.replace(wanted, dry_run=True, live_digest=digest, live_settings=None)
+        found = await staging.stage(wanted, lambda text: None)
+        return isinstance(found, Problem) or found.outcome == "same"
 
 
 def _directory(source: Source, loaded: Loaded) -> str:
@@ -520,7 +428,3 @@ def _is_of(request: StageRequest, watch: Watch) -> bool:
     if not isinstance(request.source, Directory):
         return False
     return os.path.normpath(os.path.join(request.directory, os.path.expanduser(request.source.path))) == watch.path
-
-
-def _seconds(settle: str | None, section: Section) -> float:
-    return parse_duration(settle or section.settle)

@@ -14,6 +14,7 @@ import pytest
 
 from deployer.config.model import Config, Worker
 from deployer.errors import BusyError, DeployerError
+from deployer.manager import lookout
 from deployer.manager import watches as module
 from deployer.manager.occasion import Occasion
 from deployer.manager.watches import Watches
@@ -172,7 +173,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
                 made.children.append(Child(*arguments))
                 return made.child
 
-            monkeypatch.setattr(module, "WatchChild", child)
+            monkeypatch.setattr(lookout, "WatchChild", child)
             story(made)
             made.watches.stop("the test is over")
             await asyncio.sleep(0)
@@ -260,14 +261,15 @@ def test_a_configuration_that_is_wrong_is_told_and_the_next_save_tries_again(wor
 
 
 def test_a_child_that_dies_is_started_anew_and_nothing_is_missed(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AGAIN_S", 0)
+    monkeypatch.setattr(lookout, "AGAIN_S", 3600)
 
     def story(w: World) -> None:
         child = w.watch()
         w.ends()
         child.on_end("killed by SIGKILL")
         assert w.told("watch.fault")[0]["cause"] == "killed by SIGKILL"
-        w.watches._start_child()  # as its timer does
+        assert w.watches._lookout is not None
+        w.watches._lookout._start()  # as its timer does
         w.child.says(WATCHING)
         assert len(w.begun) == 2, "what was saved meanwhile nobody has seen"
 
