@@ -152,7 +152,7 @@ class Judge:
         for pid in self.tree.processes():
             if pid != os.getpid():
                 self.run.wrong.append(f"left running: {pid} {_words(pid)}")
-        left = [path.name for path in self.tree.root.glob("releases/.*.partial")]
+        left = [path.name for path in self.tree.root.glob("releases/.*") if path.is_dir()]
         if left:
             self.run.wrong.append(f"left half made: {left}")
 
