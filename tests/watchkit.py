@@ -100,8 +100,8 @@ class Tree(Shop):
         return None
 
     def dev_releases(self) -> set[str]:
-        """Directories of snapshots, those too that are being made."""
-        return {path.name for path in self.root.glob("releases/*dev-*") if path.is_dir()}
+        """Directories of snapshots. What is being made or removed has a dot name, and is gone in a moment."""
+        return {path.name for path in self.root.glob("releases/dev-*") if path.is_dir()}
 
 
 class Watching(Running):

@@ -152,7 +152,7 @@ class Judge:
         for pid in self.tree.processes():
             if pid != os.getpid():
                 self.run.wrong.append(f"left running: {pid} {_words(pid)}")
-        left = [path.name for path in self.tree.root.glob("releases/.*.partial")]
+        left = [path.name for path in self.tree.root.glob("releases/.*") if path.is_dir()]
         if left:
             self.run.wrong.append(f"left half made: {left}")
 
@@ -165,9 +165,11 @@ class Judge:
             wrong.append(f"{report.errors} answers were errors")
         if unfit := never_to_be_served(report.releases_seen, self.saves, FIRST):
             wrong.append(f"served, and must not have been: {sorted(unfit)[:10]}")
-        if run.most_dev_releases > DEV_RELEASES:
+        if run.most_dev_releases > 2 * DEV_RELEASES:  # old workers that drain, amid a burst of saves, need theirs
             wrong.append(f"{run.most_dev_releases} snapshots on disk")
         if run.sizes:
+            if (most := max(size.dev_releases for size in run.sizes)) > DEV_RELEASES:
+                wrong.append(f"{most} snapshots on disk, when all was quiet")
             wrong += _grown(run.sizes[len(run.sizes) // 4], run.sizes[-1], len(self.saves))
         kinds = Counter(save.kind.value for save in self.saves)
         print(
