@@ -112,7 +112,7 @@ def test_status_is_no_wider_than_80_columns_with_big_numbers(manager: ScriptedMa
 
 def test_status_shows_the_watch(manager: ScriptedManager, shop: Shop) -> None:
     watch = {"id": 3, "kind": "dev", "path": "/srv/shop", "mode": "poll", "directories": 9, "who": "ana", "saves": 12}
-    watch |= {"since": time.time() - 300, "rollout": None}
+    watch |= {"since": time.time() - 3600, "rollout": None}
     heals = watch | {"kind": "heal", "mode": "kernel", "rollout": 12}
     manager.answers["GET /v1/status"] = 200, status(watch=watch)
     assert re.search(r"\n  watch: /srv/shop, 12 saves, polling, by ana, for 1h 0m\n", shop.run("status").out)
