@@ -39,7 +39,7 @@ class Templates:
         supervisor.after_look = self.look
         supervisor.awaits_template = self.is_importing
         supervisor.on_template_exit = self._on_exit
-        pool.on_unsafe = self._on_unsafe
+        pool.messages.on_unsafe = self._on_unsafe
 
     def ready(self, release: str) -> bool:
         """Can workers of the release be forked now?"""

@@ -38,9 +38,9 @@ class Warm:
         self._is_hopeless = False  # even without packages there is something that does not survive one
         self._retries = Retries()
         self._look_is_due = False
-        pool.on_imported = self._on_imported
-        pool.on_refused = self._on_refused
-        pool.on_unsafe_warm = self._on_unsafe
+        pool.messages.on_imported = self._on_imported
+        pool.messages.on_refused = self._on_refused
+        pool.messages.on_unsafe_warm = self._on_unsafe
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from deployer.wire.schema import BLANK_SLOT, PREFLIGHT_SLOT, TEMPLATE_SLOT, WARM
 from deployer.workers import cut, forking, order, start
 from deployer.workers.board import Board
 from deployer.workers.kept import Kept
+from deployer.workers.messages import Messages
 from deployer.workers.readiness import until_ready
 from deployer.workers.start import STREAMS
 from deployer.workers.worker import Exit, Listener, State, Worker
@@ -41,7 +42,6 @@ log = structlog.get_logger()
 
 MOVE_LIMIT_S = 10.0  # how long a worker that was proven may take to accept on the sockets it is handed
 DUMP_S = 5.0  # for a worker that hangs to print its stacks, before SIGKILL
-MESSAGES_AT_ONCE = 64  # of one worker: who broadcasts without end must not keep us from all else
 KEEPER_TELLS_S = 1.0  # how long the keeper may take to report a worker that it reaped
 
 
@@ -53,13 +53,10 @@ class Pool:
         self, *, app: str, store: Store, keeper: KeeperLink, layout: Layout, log: AppLog, base_env: Mapping[str, str]
     ) -> None:
         self.workers: dict[int, Worker] = {}
+        self.messages = Messages(self.workers)
         self.on_ready: Callable[[Worker], None] = lambda worker: None
         self.on_never_ready: Callable[[Worker, Failure], None] = lambda worker, failure: None
         self.on_exit: Callable[[Worker], None] = lambda worker: None
-        self.on_unsafe: Callable[[Worker, str], None] = lambda worker, what: None
-        self.on_unsafe_warm: Callable[[Worker, str], None] = lambda worker, what: None
-        self.on_refused: Callable[[Worker, list[str]], None] = lambda worker, names: None
-        self.on_imported: Callable[[Worker, list[str]], None] = lambda worker, names: None
         self.on_draining: Callable[[], None] = lambda: None
         self._store, self._keeper = store, keeper
         self._layout, self._log, self._base_env = layout, log, base_env
@@ -227,7 +224,7 @@ class Pool:
         for number, fd in self._kept.left_in_pipes(worker):  # what it printed last
             LineReader(fd, self._line_taker(worker, number)).finish()
         self._kill_escaped(worker)
-        self._on_channel(worker)
+        self.messages.hear(worker)
         self._kept.release(worker)
         with self._store.transaction():
             self.note_exit(worker, code)
@@ -242,7 +239,7 @@ class Pool:
         if worker.notify is not None:
             loop.add_reader(worker.notify, self._on_notify, worker)
         if worker.channel is not None:
-            loop.add_reader(worker.channel.fileno(), self._on_channel, worker)
+            loop.add_reader(worker.channel.fileno(), self.messages.hear, worker)
         loop.add_reader(worker.pidfd, self._on_pidfd, worker)
         if worker.state is State.STARTING:
             worker.tasks.append(watched(self._watch_start(worker)))
@@ -296,37 +293,6 @@ class Pool:
             elif key == "EXTEND_TIMEOUT_USEC" and value.isdigit():
                 worker.ready_deadline = max(worker.ready_deadline, uptime() + int(value) / 1e6)
         worker.notify.recv(8192, socket.MSG_DONTWAIT)
-
-    def _on_channel(self, worker: Worker) -> None:
-        """What a worker of an `app`, or its template, has to say."""
-        try:
-            for _ in range(MESSAGES_AT_ONCE):
-                found = None if worker.channel is None else worker.channel.receive()
-                if found is None:
-                    return
-                message, fds = found
-                for fd in fds:
-                    os.close(fd)
-                if message["op"] == "broadcast":
-                    self._broadcast(message["data"])
-                elif message["op"] == "unsafe":
-                    (self.on_unsafe_warm if worker.slot == WARM_SLOT else self.on_unsafe)(worker, message["what"])
-                elif message["op"] == "refused":
-                    self.on_refused(worker, message["names"])
-                elif message["op"] == "imported":
-                    self.on_imported(worker, message["names"])
-        except EOFError:
-            if worker.channel is not None:
-                asyncio.get_running_loop().remove_reader(worker.channel.fileno())
-
-    def _broadcast(self, data: Any) -> None:
-        for other in self.workers.values():
-            if other.channel is None or other.forks or other.exit is not None:
-                continue
-            heard = other.channel.send({"op": "message", "data": data})
-            if not heard and not other.deaf:  # said once: there may be thousands a second
-                log.warning("worker.message_lost", slot=other.slot, pid=other.pid)
-            other.deaf = not heard
 
     # Ending
 
@@ -393,7 +359,7 @@ class Pool:
         if ours:  # else the keeper did, before it reaped: the pid may be another's by now
             kill_group(worker.pid)
         self._kill_escaped(worker)
-        self._on_channel(worker)  # its last word
+        self.messages.hear(worker)  # its last word
         for reader in worker.readers:
             reader.finish()
         with self._store.transaction():  # the end and what is made of it are one commit

@@ -33,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def templates(tmp_path: Path) -> Iterator[Templates]:
     store = Store(tmp_path / "state.db")
-    nobody: Any = SimpleNamespace(workers={})
+    nobody: Any = SimpleNamespace(workers={}, messages=SimpleNamespace())
     made = Templates(store=store, catalog=nobody, pool=nobody, supervisor=nobody)
     store.put("release", "v2")
     made.stand_by("v1", 600)

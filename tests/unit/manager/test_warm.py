@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from deployer.manager.warm import NAMES_MAX, Warm, grown
 from deployer.releases.release import Release
 from deployer.state.store import Store
 from deployer.wire.schema import WARM_SLOT
+from deployer.workers.messages import Messages
 from deployer.workers.worker import Exit, State, Worker
 
 # What is known
@@ -46,9 +47,7 @@ class Pool:
         self.workers: dict[int, Worker] = {}
         self.given: list[tuple[str, ...]] = []
         self.retired: list[Worker] = []
-        self.on_imported: Callable[[Any, Sequence[str]], None]
-        self.on_refused: Callable[[Any, Sequence[str]], None]
-        self.on_unsafe_warm: Callable[[Any, str], None]
+        self.messages = Messages(self.workers)
 
     def spawn_warm(self, release: Release, names: tuple[str, ...]) -> Worker:
         number = len(self.given) + 1
@@ -118,15 +117,15 @@ async def settle() -> None:
 
 def test_there_is_none_until_one_is_wanted_and_one_for_all_that_was_told(warm: Warm, pool: Pool) -> None:
     async def test() -> None:
-        pool.on_imported(worker_of(save()), ["a"])
+        pool.messages.on_imported(worker_of(save()), ["a"])
         await settle()
         assert pool.given == []
         warm.want(save())
-        pool.on_imported(worker_of(save()), ["b"])
+        pool.messages.on_imported(worker_of(save()), ["b"])
         await settle()
         assert pool.given == [("a", "b")]
         warm.want(save())
-        pool.on_imported(worker_of(save()), ["b"])
+        pool.messages.on_imported(worker_of(save()), ["b"])
         await settle()
         assert pool.given == [("a", "b")]
 
@@ -138,10 +137,10 @@ def test_the_one_before_stays_until_the_next_is_ready(warm: Warm, pool: Pool) ->
         warm.want(save())
         await settle()
         first = pool.ready(1)
-        pool.on_imported(worker_of(save()), ["a"])
+        pool.messages.on_imported(worker_of(save()), ["a"])
         await settle()
         second = pool.workers[2]
-        pool.on_imported(worker_of(save()), ["b"])
+        pool.messages.on_imported(worker_of(save()), ["b"])
         await settle()
         assert pool.given == [(), ("a",), ("a", "b")]
         assert pool.retired == [second], "it is outdated before it is ready"
@@ -154,19 +153,19 @@ def test_the_one_before_stays_until_the_next_is_ready(warm: Warm, pool: Pool) ->
 
 def test_what_was_refused_is_left_out_and_what_has_tried_goes(warm: Warm, pool: Pool) -> None:
     async def test() -> None:
-        pool.on_imported(worker_of(save()), ["a", "bad", "worse"])
+        pool.messages.on_imported(worker_of(save()), ["a", "bad", "worse"])
         warm.want(save())
         await settle()
         tried = pool.workers[1]
-        pool.on_refused(tried, ["bad"])
-        pool.on_refused(tried, ["worse"])
+        pool.messages.on_refused(tried, ["bad"])
+        pool.messages.on_refused(tried, ["worse"])
         await settle()
         assert pool.given == [("a", "bad", "worse"), ("a",)]
-        pool.on_imported(worker_of(save()), ["bad", "b"])
+        pool.messages.on_imported(worker_of(save()), ["bad", "b"])
         await settle()
         assert pool.given[2:] == [("a", "b")]
         warm.want(save(Path("/envs/other")))  # which may import what this one cannot
-        pool.on_imported(worker_of(save()), ["bad"])
+        pool.messages.on_imported(worker_of(save()), ["bad"])
         await settle()
         assert pool.given[3:] == [("a", "b", "bad")]
 
@@ -177,13 +176,13 @@ def test_unsafe_modules_are_left_out_and_without_any_it_is_given_up(warm: Warm, 
     """Until the environment is another, or the next watch begins."""
 
     async def test() -> None:
-        pool.on_imported(worker_of(save()), ["a", "b"])
+        pool.messages.on_imported(worker_of(save()), ["a", "b"])
         warm.want(save())
         await settle()
-        pool.on_unsafe_warm(pool.workers[1], "a thread")
+        pool.messages.on_unsafe_warm(pool.workers[1], "a thread")
         await settle()
         assert pool.given == [("a", "b"), ()]
-        pool.on_unsafe_warm(pool.workers[2], "a thread")
+        pool.messages.on_unsafe_warm(pool.workers[2], "a thread")
         await settle()
         warm.want(save())
         await settle()
@@ -237,7 +236,7 @@ def test_modules_that_crash_the_interpreter_are_left_out(warm: Warm, pool: Pool)
     """Once it may have been somebody's kill; one that was ready before died of something else."""
 
     async def test() -> None:
-        pool.on_imported(worker_of(save()), ["a", "crash"])
+        pool.messages.on_imported(worker_of(save()), ["a", "crash"])
         warm.want(save())
         await settle()
         pool.end(pool.workers[1])
@@ -252,7 +251,7 @@ def test_modules_that_crash_the_interpreter_are_left_out(warm: Warm, pool: Pool)
 
 def test_the_next_manager_knows_what_this_one_knew(warm: Warm, store: Store, pool: Pool) -> None:
     async def test() -> None:
-        pool.on_imported(worker_of(save()), ["a"])
+        pool.messages.on_imported(worker_of(save()), ["a"])
         next_pool = Pool()
         next_warm = Warm(store=store, pool=next_pool, supervisor=SimpleNamespace(stopping=False))  # type: ignore[arg-type]
         next_warm.want(save())

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from structlog.testing import capture_logs
 
-from deployer.logs.applog import AppLog
-from deployer.paths import Layout
-from deployer.state.store import Store
-from deployer.workers.pool import MESSAGES_AT_ONCE, Pool
+from deployer.workers.messages import AT_ONCE, Messages
 
 
 class Line:
@@ -30,31 +24,25 @@ class Line:
         return self.has_room
 
 
-@pytest.fixture
-def pool(tmp_path: Path) -> Iterator[Pool]:
-    store, keeper, log = Store(tmp_path / "state.db"), Any, AppLog(tmp_path / "app.log")
-    yield Pool(app="a", store=store, keeper=keeper, layout=Layout(tmp_path), log=log, base_env={})  # type: ignore[arg-type]
-    store.close()
-
-
 def worker(slot: int, line: Line) -> Any:
     return SimpleNamespace(slot=slot, pid=slot, channel=line, exit=None, deaf=False, forks=False)
 
 
-def test_one_that_never_stops_talking_does_not_stop_us(pool: Pool) -> None:
+def test_one_that_never_stops_talking_does_not_stop_us() -> None:
     line = Line()
-    pool.workers = {1: worker(1, line)}
-    pool._on_channel(pool.workers[1])
-    assert line.sent == MESSAGES_AT_ONCE
+    workers = {1: worker(1, line)}
+    Messages(workers).hear(workers[1])
+    assert line.sent == AT_ONCE
 
 
-def test_one_that_does_not_listen_is_noted_once(pool: Pool) -> None:
+def test_one_that_does_not_listen_is_noted_once() -> None:
     deaf = Line(has_room=False)
-    pool.workers = {1: worker(1, Line()), 2: worker(2, deaf)}
+    workers = {1: worker(1, Line()), 2: worker(2, deaf)}
+    messages = Messages(workers)
     with capture_logs() as logs:
-        pool._on_channel(pool.workers[1])
+        messages.hear(workers[1])
         deaf.has_room = True
-        pool._on_channel(pool.workers[1])
+        messages.hear(workers[1])
         deaf.has_room = False
-        pool._on_channel(pool.workers[1])
+        messages.hear(workers[1])
     assert [(entry["event"], entry["slot"]) for entry in logs] == [("worker.message_lost", 2)] * 2
