@@ -9,7 +9,7 @@ from typing import Any
 from deployer.cli.output import Glyphs, clean
 from deployer.cli.traffic import counted, draining
 from deployer.units import format_duration
-from deployer.wire.schema import PREFLIGHT_SLOT, TEMPLATE_SLOT, Event
+from deployer.wire.schema import BLANK_SLOT, PREFLIGHT_SLOT, TEMPLATE_SLOT, WARM_SLOT, Event
 
 KIND_WORDS = {
     "deploy": "deploying",
@@ -17,6 +17,12 @@ KIND_WORDS = {
     "restart": "restarting",
     "scale": "scaling",
 }
+FORKING: dict[Any, str] = {
+    TEMPLATE_SLOT: "template",
+    WARM_SLOT: "warm template",
+    BLANK_SLOT: "template to come",
+}
+"""What workers are forked from, by its slot."""
 Fields = dict[str, Any]
 _CUT = (("cut_requests", "request"), ("cut_connections", "connection"))
 
@@ -46,7 +52,7 @@ def who_slot(data: Fields) -> str:
     slot = data.get("slot")
     if slot == PREFLIGHT_SLOT:
         return "preflight"
-    return "template" if slot == TEMPLATE_SLOT else f"slot {slot}"
+    return FORKING.get(slot, f"slot {slot}")
 
 
 def seconds(data: Fields) -> str:
@@ -118,7 +124,7 @@ def _worker(what: str) -> Callable[[Fields, Glyphs], str]:
 
 def _exited(data: Fields, glyphs: Glyphs) -> str:
     worker = f"{who_slot(data)}: {data.get('release')} pid {data.get('pid')}"
-    if data.get("expected", True) and data.get("slot") == TEMPLATE_SLOT:
+    if data.get("expected", True) and data.get("slot") in FORKING:
         return f"{worker} stopped {seconds(data)}".rstrip()
     if data.get("expected", True):
         return f"{worker} stopped ({data.get('text')}) {seconds(data)}".rstrip() + _cut(data)
@@ -224,6 +230,13 @@ def _manager_started(data: Fields, glyphs: Glyphs) -> str:
     return f"manager pid {data.get('pid')} started, {data.get('adopted', 0)} workers adopted{resumed}"
 
 
+_FORKING_LINES: dict[str, Callable[[Fields, Glyphs], str]] = {
+    "starting": _worker("starting"),
+    "ready": _worker("ready"),
+    "draining": _worker("ending"),
+    "exited": _exited,
+}
+
 _LINES: dict[str, Callable[[Fields, Glyphs], str]] = {
     "rollout.queued": _queued,
     "rollout.started": _started,
@@ -239,10 +252,7 @@ _LINES: dict[str, Callable[[Fields, Glyphs], str]] = {
     "worker.draining": _worker("draining"),
     "worker.drain": _drain,
     "worker.exited": _exited,
-    "template.starting": _worker("starting"),
-    "template.ready": _worker("ready"),
-    "template.draining": _worker("ending"),
-    "template.exited": _exited,
+    **{f"{kind}.{what}": line for kind in ("template", "warm", "blank") for what, line in _FORKING_LINES.items()},
     "template.unsafe": _unsafe,
     "worker.unhealthy": lambda data, _: f"{who_slot(data)}: pid {data.get('pid')} is unhealthy: {data.get('cause')}",
     "worker.recycled": _recycled,
