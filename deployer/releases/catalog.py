@@ -16,7 +16,7 @@ from deployer.config.model import Config
 from deployer.errors import DeployerError, Exit
 from deployer.paths import Layout
 from deployer.releases import envs, settings, tree
-from deployer.releases.release import DEV, Release, named
+from deployer.releases.release import DEV, Release, is_dev, named
 from deployer.releases.request import Again, StageResult
 from deployer.releases.retention import Kept
 from deployer.state.store import Store
@@ -150,8 +150,9 @@ class Catalog:
         return [named(row["number"]) for row in rows]
 
     def save_before(self, live: str | None) -> str | None:
-        """The newest save before the one that is live that was live itself, and can be run again."""
-        number = _number(live) if live is not None and live.startswith(DEV) else 0
+        """The newest save before the one that is live that was live itself, and can be run again. Where a release is
+        live: the newest of all."""
+        number = _number(live) if live is not None and is_dev(live) else -(2**62)
         rows = self._store.rows(
             "SELECT * FROM releases WHERE number < 0 AND number > ? AND promoted_at IS NOT NULL AND state != 'bad' "
             "AND removed_at IS NULL ORDER BY number",
@@ -163,7 +164,7 @@ class Catalog:
         """Of saves whose files are gone only the last rows stay."""
         with self._store.transaction():
             self._store.execute(
-                "DELETE FROM releases WHERE number < 0 AND removed_at IS NOT NULL AND number > ?",
+                "DELETE FROM releases WHERE number < 0 AND removed_at IS NOT NULL AND number >= ?",
                 self._store.get("last_save", 0) + kept,
             )
 
