@@ -62,8 +62,11 @@ def test_idle(shop: Callable[..., Shop]) -> None:
 
 
 def open_sockets(pid: int) -> list[str]:
-    """The sockets and pipes behind each descriptor of a process."""
-    names = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+    """The sockets and pipes behind each descriptor of a process; one that is closed meanwhile is none."""
+    names = []
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            names.append(os.readlink(f"/proc/{pid}/fd/{number}"))
     return [name for name in names if name.startswith(("socket:", "pipe:"))]
 
 
