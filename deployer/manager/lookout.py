@@ -16,7 +16,8 @@ from deployer.state.store import NO_ROLLOUT, Store
 from deployer.watch.protocol import Fault, Saved, Settings, Watching
 from deployer.wire.schema import Problem
 
-CHILD_S = 10.0  # how long a staging waits for the child that is to do it
+TRIES = 3  # children that a staging waits for
+CHILD_S = 10.0  # how long for each
 AGAIN_S = 0.5  # before a child that ended is started anew
 
 log = structlog.get_logger()
@@ -45,12 +46,13 @@ class Lookout:
         self._is_open = watch.active
         self._retry: asyncio.TimerHandle | None = None
         self._child: WatchChild | None = None
+        self._is_up = asyncio.Event()  # there is one that watches
         self._start()
 
     @property
     def is_ready(self) -> bool:
         """Does it see what is saved from now on?"""
-        return self._child is not None and self._child.watching.is_set()
+        return self._is_up.is_set()
 
     def open(self) -> None:
         """People are told from now on."""
@@ -74,17 +76,17 @@ class Lookout:
             self._start()
 
     async def stage(self, request: StageRequest, on_progress: Callable[[str], None]) -> StageResult | Problem:
-        """By the child, which is warm and knows when all is of one moment; else by one that is started for it."""
-        child = self._child
-        if child is None:
-            return await staging.stage(request, on_progress)
-        try:
-            await asyncio.wait_for(child.watching.wait(), CHILD_S)
-            self.pending = None  # it is part of this snapshot
-            return await child.stage(request, on_progress)
-        except (TimeoutError, ChildGoneError) as error:
-            log.warning("watch.staged_without_child", error=str(error))
-            return await staging.stage(request, on_progress)
+        """By the child, which is warm and knows when all is of one moment, and no file half written. One that ends is
+        waited for to be replaced; only where none comes it is done by a process that is started for it."""
+        for _ in range(TRIES):
+            try:
+                await asyncio.wait_for(self._is_up.wait(), CHILD_S)
+                assert self._child is not None
+                self.pending = None  # it is part of this snapshot
+                return await self._child.stage(request, on_progress)
+            except (TimeoutError, ChildGoneError) as error:
+                log.warning("watch.not_staged", error=str(error))
+        return await staging.stage(request, on_progress)
 
     def close(self) -> None:
         if self._retry is not None:
@@ -92,7 +94,7 @@ class Lookout:
             self._retry = None
         if self._child is not None:
             watched(self._child.close())
-        self._child, self.watching = None, None
+        self._gone()
 
     # Private
 
@@ -100,8 +102,12 @@ class Lookout:
         self._retry = None
         self._child = WatchChild(self._settings(), self._hear, self._on_end)
 
-    def _on_end(self, why: str) -> None:
+    def _gone(self) -> None:
         self._child, self.watching = None, None
+        self._is_up.clear()
+
+    def _on_end(self, why: str) -> None:
+        self._gone()
         self.unseen = True
         self.tell_fault(Fault(what="the process that watches has ended", cause=why, hint="it is started anew"))
         self._retry = asyncio.get_running_loop().call_later(AGAIN_S, self._start)
@@ -110,6 +116,7 @@ class Lookout:
         match word:
             case Watching():
                 before, self.watching = self.watching, word
+                self._is_up.set()
                 if self._is_open and before != word:
                     self._tell_started(word)
             case Fault():

@@ -38,7 +38,6 @@ class WatchChild:
         self._staging: asyncio.Future[StageResult | Problem] | None = None
         self._tell: Callable[[str], None] = lambda text: None
         self._closing = False
-        self.watching = asyncio.Event()
         self._task = watched(self._run())
 
     async def stage(self, request: StageRequest, on_progress: Callable[[str], None]) -> StageResult | Problem:
@@ -115,8 +114,6 @@ class WatchChild:
             case Error():
                 self._answer(word.error)
             case _:
-                if isinstance(word, Watching):
-                    self.watching.set()
                 self._hear(word)
 
     def _answer(self, answer: StageResult | Problem) -> None:

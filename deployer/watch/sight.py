@@ -3,6 +3,7 @@ give."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,14 @@ class Sight:
             self._watch.close()
             self._fall_back(error)
             return [Change(EVERYTHING, Kind.CHANGED)]
+
+    def written_since(self, at: float) -> list[tuple[float, str]]:
+        """Files by the time of their last write (seconds since the epoch, from `at` on), oldest first."""
+        found = []
+        for each in self._selection.walk():
+            if not each.directory and (written := _written_at(each.entry)) >= at:
+                found.append((written, each.path))
+        return sorted(found)
 
     def close(self) -> None:
         self._watch.close()
@@ -141,3 +150,10 @@ def _limit(error: LimitError) -> tuple[str, int] | None:
         except (OSError, ValueError):
             continue
     return (min(found)[1], min(found)[0]) if found else None
+
+
+def _written_at(entry: os.DirEntry[str]) -> float:
+    try:
+        return entry.stat(follow_symlinks=False).st_mtime
+    except OSError:
+        return 0.0  # it has just gone

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from deployer.releases.sources.base import shown
 from deployer.watch.batch import Batch
+from deployer.watch.change import Change, Kind
 from deployer.watch.protocol import Cancel, Saved, Settings, Stage, ToChild, ToManager, Watch, decode_order
-from deployer.watch.settle import Settle
+from deployer.watch.settle import WRITER_S, Settle
 from deployer.watch.sight import Sight
 from deployer.watch.stager import BEGIN, NO, WHOLE, YES, Stager
 
@@ -56,6 +57,7 @@ class Watcher:
         self._batch = Batch()
         self._disturbed: str | None = None  # what changed since the staging began its copy
         self._sight = Sight(settings, tell)
+        self._suspect()
 
     def run(self) -> None:
         """Until EndedError is raised; then nothing is left of a staging."""
@@ -65,6 +67,12 @@ class Watcher:
         finally:
             self._sight.close()
             self._stager.stop()
+
+    def _suspect(self) -> None:
+        """Nobody has seen who writes, or has just written: what is that fresh may be half of a file."""
+        now, at = time.monotonic(), time.time()
+        for written, path in self._sight.written_since(at - WRITER_S):
+            self._settle.note(Change(path, Kind.WRITING), now - (at - written))
 
     def _turn(self) -> None:
         ready = self._wait()

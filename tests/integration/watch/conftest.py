@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 from tests.integration.watch.watchkit import Child
 
+LONG_AGO = 1_000_000_000  # when nobody was in the middle of writing it
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
@@ -17,6 +20,8 @@ def source(tmp_path: Path) -> Path:
     (top / "app.py").write_text("app = 1\n")
     (top / "views/start.py").write_text("def start():\n    return 1\n")
     (top / "data.json").write_text("{}\n")
+    for path in top.rglob("*"):
+        os.utime(path, (LONG_AGO, LONG_AGO))
     return top
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from deployer.watch.protocol import Saved, Watching
+from deployer.releases.request import StageResult
+from deployer.watch.protocol import Saved, Stage, Watching
 from tests.integration.watch.watchkit import Child, tree, wait_until
 
 Watch = Callable[..., Child]
@@ -236,6 +237,17 @@ def test_a_half_written_file_is_waited_for(watch: Watch, source: Path) -> None:
     child.nothing_saved()
     child.stage()
     assert (child.release() / "app.py").read_text() == (source / "app.py").read_text()
+
+
+def test_a_file_that_was_half_written_before_anybody_watched_is_waited_for(watch: Watch, source: Path) -> None:
+    """As after the death of the child before: this one has not seen that somebody writes."""
+    with open(source / "app.py", "w", buffering=1) as file:
+        file.write("x = 1\n")
+        child = watch()
+        child.send(Stage(request=child.request()))
+        file.write("y = 2\n")
+    assert isinstance(child.answer(), StageResult)
+    assert (child.release() / "app.py").read_text() == "x = 1\ny = 2\n"
 
 
 def test_a_new_file_that_is_empty_yet_is_waited_for(watch: Watch, source: Path) -> None:

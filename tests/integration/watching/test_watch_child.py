@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from deployer.config.model import Config, Worker
+from deployer.manager.lookout import Lookout
+from deployer.manager.occasion import Watch, WatchKind
 from deployer.manager.watchchild import ChildGoneError, WatchChild
 from deployer.osutil.process import descendants
 from deployer.releases.request import Development, Directory, StageRequest, StageResult
-from deployer.watch.protocol import Saved, Settings
+from deployer.state.store import Store
+from deployer.watch.protocol import Saved, Settings, Watching
 from deployer.wire.schema import Problem
 from tests.cluster import wait_until
 from tests.e2e.shop import alive
@@ -76,7 +79,7 @@ def play(tmp_path: Path) -> Callable[[Story], None]:
             world = World(tmp_path)
             pids: list[int] = []
             try:
-                await world.child.watching.wait()
+                await _soon(lambda: any(isinstance(word, Watching) for word in world.heard))
                 pids = world.pids()
                 await story(world)
                 pids += world.pids()
@@ -139,6 +142,30 @@ def test_a_child_that_is_killed_amid_a_staging(play: Callable[[Story], None]) ->
         with pytest.raises(ChildGoneError):
             await task
         await _soon(lambda: bool(w.ended))
+
+    play(story)
+
+
+def test_a_staging_outlives_its_child(play: Callable[[Story], None], tmp_path: Path) -> None:
+    """Another child takes it up, which waits for who is still writing."""
+
+    async def story(w: World) -> None:
+        store = Store(tmp_path / "state.db")
+        watch = Watch(id=1, kind=WatchKind.DEV, path=str(w.source), who="ana", since=0.0)
+        lookout = Lookout(store, watch, lambda: w.child.settings, lambda: None, unseen=False)
+        task = asyncio.create_task(lookout.stage(w.request(1, "test -e ../../../go || sleep 30"), lambda text: None))
+        await _soon(lambda: "dev-1" in w.releases())
+        (w.source / "go").touch()
+        assert lookout._child is not None
+        assert lookout._child._process is not None
+        os.kill(lookout._child._process.pid, signal.SIGKILL)
+        found = await task
+        assert isinstance(found, StageResult), found
+        assert [event.event for event in store.events()] == ["watch.started", "watch.fault", "watch.started"]
+        last = lookout._child._task
+        lookout.close()
+        await asyncio.wait([last])
+        store.close()
 
     play(story)
 

@@ -34,12 +34,9 @@ class Child:
 
     def __init__(self, settings: Settings, hear: Callable[[Any], None], on_end: Callable[[str], None]) -> None:
         self.settings, self.hear, self.on_end = settings, hear, on_end
-        self.watching = asyncio.Event()
         self.closed = False
 
     def says(self, word: Watching | Saved | Fault) -> None:
-        if isinstance(word, Watching):
-            self.watching.set()
         self.hear(word)
 
     def saved(self, *files: str) -> None:
