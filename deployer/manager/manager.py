@@ -124,7 +124,14 @@ class Manager:
             driver=self.driver,
             commands=self.commands,
             requests=self._requests,
-            saves=Saves(store=store, catalog=self.catalog, layout=layout, used=self._used, warm=self.warm),
+            saves=Saves(
+                store=store,
+                catalog=self.catalog,
+                layout=layout,
+                used=self._used,
+                warm=self.warm,
+                on_end=lambda: watched(self._back_up()),
+            ),
             root=str(layout.root),
             on_own_end=lambda: watched(self.stop()),
         )
@@ -251,8 +258,10 @@ class Manager:
         return (self.config if live is None else self.catalog.release(live).config).release
 
     def _on_finished(self) -> None:
-        watched(self._back_up())
-        watched(self._clean_up_failed())
+        """Many saves a minute are not copied one by one; what they leave is `Saves`' to remove."""
+        if not self.watches.is_dev():
+            watched(self._back_up())
+            watched(self._clean_up_failed())
         asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:

@@ -27,9 +27,17 @@ class Saves:
     """One removal at a time, in a thread; what comes meanwhile is looked at when it is over."""
 
     def __init__(
-        self, *, store: Store, catalog: Catalog, layout: Layout, used: Callable[[], Collection[str]], warm: Warm
+        self,
+        *,
+        store: Store,
+        catalog: Catalog,
+        layout: Layout,
+        used: Callable[[], Collection[str]],
+        warm: Warm,
+        on_end: Callable[[], object],
     ) -> None:
         self._store, self._catalog, self._layout, self._used, self._warm = store, catalog, layout, used, warm
+        self._on_end = on_end
         self._removing = False
         self._due = False
         self._kept = KEPT
@@ -55,6 +63,7 @@ class Saves:
         self._warm.want(None)
         self._kept = 0
         self._remove()
+        self._on_end()
 
     def _warm_up(self) -> None:
         """The next save will be like what is live."""

@@ -130,7 +130,15 @@ def test_files_of_saves_go_as_one_goes_on(world: World) -> None:
     """Those that serve or are in use stay, whatever their place; at the end nothing else does."""
     used: set[str] = set()
     nothing: Any = SimpleNamespace(want=lambda release: None)
-    saves = Saves(store=world.store, catalog=world.catalog, layout=world.layout, used=lambda: used, warm=nothing)
+    ended: list[bool] = []
+    saves = Saves(
+        store=world.store,
+        catalog=world.catalog,
+        layout=world.layout,
+        used=lambda: used,
+        warm=nothing,
+        on_end=lambda: ended.append(True),
+    )
 
     async def go_on() -> None:
         saves.begin()
@@ -147,7 +155,7 @@ def test_files_of_saves_go_as_one_goes_on(world: World) -> None:
         await _over(saves)
 
     asyncio.run(go_on())
-    assert world.names() == ["dev-11", "dev-2"]
+    assert (world.names(), ended) == (["dev-11", "dev-2"], [True])
 
 
 async def _over(saves: Saves) -> None:
