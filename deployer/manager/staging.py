@@ -21,18 +21,7 @@ STOP_S = 30.0  # how long the child may take to remove what it made
 
 async def stage(request: StageRequest, on_progress: Callable[[str], None]) -> StageResult | Problem:
     """What the child made, or why it could not. Cancelling kills the child and all it started."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",  # the working directory is no place to import from
-        "-m",
-        "deployer.releases.stage",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-        cwd=request.root,
-        limit=LINE_LIMIT,
-    )
+    child = await start("deployer.releases.stage", request.root)
     assert child.stdin is not None
     assert child.stdout is not None
     assert child.stderr is not None
@@ -59,22 +48,39 @@ async def stage(request: StageRequest, on_progress: Callable[[str], None]) -> St
 
 async def _stop(child: asyncio.subprocess.Process) -> None:
     """SIGTERM lets it remove what it made; then its group is killed."""
-    _signal(child, signal.SIGTERM)
+    signal_all(child, signal.SIGTERM)
     try:
         await asyncio.wait_for(child.wait(), STOP_S)
     except TimeoutError:
         pass  # killed below
-    _signal(child, signal.SIGKILL)
+    signal_all(child, signal.SIGKILL)
     await child.wait()
 
 
 async def _kill(child: asyncio.subprocess.Process, errors: asyncio.Task[bytes]) -> bytes:
-    _signal(child, signal.SIGKILL)
+    signal_all(child, signal.SIGKILL)
     await child.wait()
     return await errors
 
 
-def _signal(child: asyncio.subprocess.Process, number: int) -> None:
+async def start(module: str, root: str) -> asyncio.subprocess.Process:
+    """A child of ours, in a session of its own, that is spoken to by lines. OSError: it cannot be started."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",  # the working directory is no place to import from
+        "-m",
+        module,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+        cwd=root,
+        limit=LINE_LIMIT,
+    )
+
+
+def signal_all(child: asyncio.subprocess.Process, number: int) -> None:
+    """To the child and all of its group."""
     try:
         os.killpg(child.pid, number)
     except ProcessLookupError:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import Callable
 
 import msgspec
 import structlog
 
-from deployer.manager.staging import LINE_LIMIT, STDERR_TAIL, STOP_S
+from deployer.manager.staging import STDERR_TAIL, STOP_S, signal_all, start
 from deployer.osutil.tasks import watched
 from deployer.releases.request import StageRequest, StageResult
 from deployer.watch import protocol
@@ -66,14 +64,14 @@ class WatchChild:
             self._process.stdin.close()
         done, _ = await asyncio.wait([self._task], timeout=END_S)
         if not done:
-            self._signal(signal.SIGKILL)
+            self._kill()
             await asyncio.wait([self._task])
 
     # Private
 
     async def _run(self) -> None:
         try:
-            self._process = process = await self._start()
+            self._process = process = await start("deployer.watch", self.settings.root)
         except OSError as error:
             self._gone(f"it cannot be started: {error}", b"")
             return
@@ -87,23 +85,9 @@ class WatchChild:
                 self._take(protocol.decode_word(line))
         except (msgspec.DecodeError, ValueError) as error:  # ValueError: a line beyond LINE_LIMIT
             why = f"it wrote what nobody understands: {error}"
-            self._signal(signal.SIGKILL)
+            self._kill()
         await process.wait()
         self._gone(why or f"it ended with {process.returncode}", await errors)
-
-    async def _start(self) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # the working directory is no place to import from
-            "-m",
-            "deployer.watch",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            cwd=self.settings.root,
-            limit=LINE_LIMIT,
-        )
 
     def _take(self, word: protocol.ToManager) -> None:
         match word:
@@ -129,7 +113,7 @@ class WatchChild:
 
     def _end_if_busy_with(self, staging: asyncio.Future[StageResult | Problem]) -> None:
         if not staging.done():
-            self._signal(signal.SIGKILL)
+            self._kill()
 
     def _gone(self, why: str, stderr: bytes) -> None:
         lines = stderr.decode(errors="replace").splitlines()[-STDERR_TAIL:]
@@ -140,13 +124,9 @@ class WatchChild:
             log.error("watch.child_ended", why=why, stderr=lines)
             self._on_end("\n".join([why, *lines[-1:]]))
 
-    def _signal(self, number: int) -> None:
-        if self._process is None:
-            return
-        try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            pass  # it and all of its group have ended
+    def _kill(self) -> None:
+        if self._process is not None:
+            signal_all(self._process, signal.SIGKILL)
 
 
 def _seen(staging: asyncio.Future[StageResult | Problem]) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -183,7 +184,7 @@ class Watches:
             return  # whose saves go live anyway
         if self._watch is not None or not isinstance(source, Directory):
             return  # it is for a fix; or nobody edits there
-        path = os.path.normpath(os.path.join(self._requests.directory, os.path.expanduser(source.path)))
+        path = _place(source, self._requests.directory)
         self._begin(
             Watch(
                 id=self._next_id(),
@@ -415,7 +416,7 @@ def _directory(source: Source, loaded: Loaded) -> str:
             exit_code=Exit.USAGE,
             reason="usage",
         )
-    path = os.path.normpath(os.path.join(loaded.directory, os.path.expanduser(source.path)))
+    path = _place(source, loaded.directory)
     if not os.path.isdir(path):
         raise DeployerError(
             f"{path} is not a directory", hint="deployer watch DIR", exit_code=Exit.USAGE, reason="usage"
@@ -427,4 +428,9 @@ def _is_of(request: StageRequest, watch: Watch) -> bool:
     """Is it the watch's source that is to be staged?"""
     if not isinstance(request.source, Directory):
         return False
-    return os.path.normpath(os.path.join(request.directory, os.path.expanduser(request.source.path))) == watch.path
+    return _place(request.source, request.directory) == watch.path
+
+
+def _place(source: Directory, base: str | Path) -> str:
+    """Absolute; `base` is the directory of deployer.toml."""
+    return os.path.normpath(os.path.join(base, os.path.expanduser(source.path)))
