@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
@@ -11,6 +12,8 @@ from deployer.manager import staging
 from deployer.manager.occasion import FILES_TOLD, Watch
 from deployer.manager.watchchild import ChildGoneError, WatchChild
 from deployer.osutil.tasks import watched
+from deployer.paths import Layout
+from deployer.releases import tree
 from deployer.releases.request import StageRequest, StageResult
 from deployer.state.store import NO_ROLLOUT, Store
 from deployer.watch.protocol import Fault, Saved, Settings, Watching
@@ -86,6 +89,8 @@ class Lookout:
                 return await self._child.stage(request, on_progress)
             except (TimeoutError, ChildGoneError) as error:
                 log.warning("watch.not_staged", error=str(error))
+                # It may be whole, but who made it died before it could say so.
+                tree.remove(Layout(Path(request.root)).release(request.name))
         return await staging.stage(request, on_progress)
 
     def close(self) -> None:
