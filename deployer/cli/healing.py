@@ -6,6 +6,7 @@ names the first one that failed.
 
 from __future__ import annotations
 
+from contextlib import closing
 from time import monotonic
 
 from deployer.cli.interrupt import Interrupted
@@ -71,23 +72,24 @@ class Fixes:
                 self.session.client, after=self.after, deadline=until, waiting=self._waiting, patient=True
             )
             try:
-                for event in events:
-                    self.after = event.seq
-                    if event.event == "rollout.started" and event.data.get("fixes") == self.failed:
-                        self._tell_files(event)
-                        return event.rollout
-                    if event.event == "watch.started" and event.data.get("kind") == "heal":
-                        self._json(event)
-                        if self.watch is None:
-                            self.watch = event.data.get("watch")
-                            if watching:
-                                self.session.out.note(watching)
-                            break  # from now on only --timeout ends it
-                    elif event.event in ("watch.fault", "watch.ended") and event.data.get("watch") == self.watch:
-                        self._json(event)
-                        self.session.out.note(timestamped(event, self.session.out.glyphs))
-                        if event.event == "watch.ended":
-                            return None
+                with closing(iter(events)) as stream:  # a signal amid its end, left to the collector, would be lost
+                    for event in stream:
+                        self.after = event.seq
+                        if event.event == "rollout.started" and event.data.get("fixes") == self.failed:
+                            self._tell_files(event)
+                            return event.rollout
+                        if event.event == "watch.started" and event.data.get("kind") == "heal":
+                            self._json(event)
+                            if self.watch is None:
+                                self.watch = event.data.get("watch")
+                                if watching:
+                                    self.session.out.note(watching)
+                                break  # from now on only --timeout ends it
+                        elif event.event in ("watch.fault", "watch.ended") and event.data.get("watch") == self.watch:
+                            self._json(event)
+                            self.session.out.note(timestamped(event, self.session.out.glyphs))
+                            if event.event == "watch.ended":
+                                return None
             except FollowTimeout:
                 if until != soon:
                     raise

@@ -6,7 +6,7 @@ what comes after the last number seen, so none is lost and none is told twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from time import monotonic, sleep
 from typing import Any
@@ -62,7 +62,7 @@ class Follower:
         self._give_up: float | None = None  # set while the connection is broken
         self._silent = False  # whether the last connection ended because nothing came over it
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Generator[Event, None, None]:
         while True:
             with closing(self._connect()) as stream:
                 for event in self._read(stream):
